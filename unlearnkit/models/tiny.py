@@ -75,11 +75,11 @@ def create_model(
 
     Args:
         tokenizer: gives the vocabulary and the ids of the special tokens.
-        intermediate_size: width of the gated MLP; when None, 8/3 of `hidden_size` rounded up to a multiple of 32.
+        intermediate_size: width of the gated MLP; when None, 8/3 of `hidden_size`, rounded up to 32s.
         max_position_embeddings: the longest sequence, in tokens.
 
     Raises:
-        ModelError: `num_heads` does not divide `hidden_size` into heads of even width, as rotary embeddings need.
+        ModelError: `num_heads` does not divide `hidden_size` into heads of even width.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

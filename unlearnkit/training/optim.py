@@ -1,9 +1,9 @@
 """Muon on the hidden matrices and AdamW on the rest, as one optimizer.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of a matrix
-before the step. It is meant for the hidden matrices only; embeddings, the output head and vectors stay with
-AdamW. Both are PyTorch's own; this file only joins them, so that a scheduler, a checkpoint and the Trainer see
-one optimizer.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of a
+matrix before the step. It is meant for the hidden matrices only; embeddings, the output head and vectors stay
+with AdamW. Both are PyTorch's own; this file only joins them, so that a scheduler, a checkpoint and the
+Trainer see one optimizer.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ MUON, ADAMW = "muon", "adamw"
 class MuonWithAdamW(torch.optim.Optimizer):
     """One optimizer made of `torch.optim.Muon` and `torch.optim.AdamW`.
 
-    Every parameter group names its `algorithm`, "muon" or "adamw". The two inner optimizers share this object's
-    groups and state, so that a learning rate set here reaches them and `state_dict` holds everything.
+    Every parameter group names its `algorithm`, "muon" or "adamw". The two inner optimizers share the groups
+    and the state of this object, so that a learning rate set here reaches them
+    and `state_dict` holds everything.
 
     Args:
         groups: parameter groups with `params`, `algorithm` and any setting of that algorithm; the rest takes
