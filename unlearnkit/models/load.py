@@ -1,0 +1,83 @@
+"""Loading a model and its tokenizer with errors for people, and naming a model by its weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unlearnkit.errors import ModelError
+
+
+def _explain(what: str, path: str, error: Exception) -> ModelError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
+        held = ", ".join(sorted(p.name for p in Path(path).iterdir())[:6]) or "nothing"
+        return ModelError(f"{path} holds no {what} (no config.json; it holds {held}); name the folder of a saved model")
+    return ModelError(
+        f"no {what} can be loaded from {path!r} ({first}); give a folder that holds one, or a hub id that can be reached"
+    )
+
+
+def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
+    """The tokenizer saved at `path` (folder or hub id).
+
+    Raises:
+        ModelError: nothing there that can be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision)
+    except Exception as error:
+        raise _explain("tokenizer", path, error) from error
+
+
+def is_adapter(path: str) -> bool:
+    """Whether `path` is a folder with a PEFT adapter."""
+    return (Path(path) / "adapter_config.json").exists()
+
+
+def load_model(
+    path: str, *, dtype: str = "auto", attn_implementation: str | None = None, revision: str | None = None
+) -> Any:
+    """A causal language model, or an adapter on its base model, in eval mode.
+
+    Args:
+        path: a folder or hub id; a folder with `adapter_config.json` is put on the base model that it names.
+        dtype: "auto" keeps the saved one.
+
+    Raises:
+        ModelError: nothing there that can be loaded, or a half-written folder.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
+    if attn_implementation:
+        options["attn_implementation"] = attn_implementation
+    try:
+        if is_adapter(path):
+            from peft import PeftModel
+
+            base = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
+            return PeftModel.from_pretrained(load_model(base, dtype=dtype), path).eval()
+        return AutoModelForCausalLM.from_pretrained(path, **options).eval()
+    except ModelError:
+        raise
+    except Exception as error:
+        raise _explain("model", path, error) from error
+
+
+def model_fingerprint(model: Any) -> str:
+    """16 hexadecimal digits of a model's weights: names, shapes, dtypes and every byte; quantised weights included."""
+    import torch
+    import xxhash
+
+    digest = xxhash.xxh3_64()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode())
+        flat = tensor.detach().contiguous().reshape(-1)
+        # In pieces, so that a large matrix on a GPU is never copied whole.
+        for piece in flat.split(1 << 26):
+            digest.update(piece.cpu().view(torch.uint8).numpy().data if piece.numel() else b"")
+    return str(digest.hexdigest())

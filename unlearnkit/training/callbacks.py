@@ -1,0 +1,109 @@
+"""What happens beside the training loop: the order's epoch, a log on disk, complete checkpoints, a check on gradients."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from unlearnkit.data.mixing import EpochOrder
+from unlearnkit.errors import ModelError
+from unlearnkit.files import write_atomic, write_json
+
+#: Written last into a checkpoint: a folder without it was interrupted.
+COMPLETE = "complete.json"
+
+
+class FollowEpoch(TrainerCallback):  # type: ignore[misc]
+    """Tells the order which epoch begins, also after a resume."""
+
+    def __init__(self) -> None:
+        self.order: EpochOrder | None = None
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """`state.epoch` is a whole number here, or a fraction right after a resume."""
+        if self.order is not None:
+            self.order.set_epoch(int((state.epoch or 0.0) + 1e-6))
+
+
+class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Marks each checkpoint once everything in it is written."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The trainer calls this after the last file."""
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            write_json(folder / COMPLETE, {"step": state.global_step})
+
+
+def last_complete_checkpoint(folder: str | Path) -> Path | None:
+    """The newest checkpoint that was written to the end."""
+    found = [p.parent for p in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
+    return max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
+
+
+def remove_incomplete_checkpoints(folder: str | Path) -> list[Path]:
+    """Delete checkpoints that a killed process left half-written; returns them."""
+    broken = [p for p in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if not (p / COMPLETE).exists()]
+    for path in broken:
+        shutil.rmtree(path, ignore_errors=True)
+    return broken
+
+
+class LogFile(TrainerCallback):  # type: ignore[misc]
+    """Keeps the trainer's log as JSON lines; after a resume it holds each step once."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start from the history that the checkpoint brought along."""
+        if state.is_world_process_zero:
+            write_atomic(self.path, "".join(_line(entry) for entry in state.log_history))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Append the newest entry."""
+        if state.is_world_process_zero and state.log_history:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(state.log_history[-1]))
+
+
+def _line(entry: dict[str, Any]) -> str:
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+    return json.dumps(clean) + "\n"
+
+
+class RefuseZeroGradients(TrainerCallback):  # type: ignore[misc]
+    """Stops after the first backward pass if nothing would be learned.
+
+    The usual cause is LoRA with checkpointing on inputs that require no gradient: the loss looks normal and the adapter
+    stays as it was.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+        self.checked = False
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look once, at the first step; DeepSpeed keeps its gradients to itself."""
+        if self.checked or self.accelerator.distributed_type == "DEEPSPEED":
+            return
+        self.checked = True
+        largest = torch.zeros((), device=self.accelerator.device)
+        for parameter in kwargs["model"].parameters():
+            if parameter.requires_grad and parameter.grad is not None:
+                grad = getattr(parameter.grad, "to_local", lambda g=parameter.grad: g)()
+                if grad.numel():
+                    # NaN counts as a gradient here: it is shown by the loss, not hidden by this check.
+                    largest = torch.maximum(largest, torch.nan_to_num(grad.abs().max().float(), nan=1.0))
+        if float(self.accelerator.reduce(largest, reduction="sum")) == 0.0:
+            raise ModelError(
+                "all gradients are zero after the first step, so nothing would be learned; check that model.lora names "
+                "modules of this model, and that activation checkpointing lets gradients reach them"
+            )

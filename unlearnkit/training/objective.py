@@ -1,0 +1,236 @@
+"""Objectives: small frozen callables `(step, batch) -> LossOutput`, and their weighted sum.
+
+Scaling is settled here once. A term returns its share of the global mean: a sum over its own rows, divided by the number
+of sequences or target tokens in the whole global batch (all micro-batches, all processes). Shares add up, so the loss
+does not depend on how the global batch was split (METHODS: `seq_sum_mean`, `token_mean`).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from unlearnkit.data.collate import TokenBatch
+from unlearnkit.training import logprobs
+
+if TYPE_CHECKING:
+    from unlearnkit.training.reference import Reference
+
+Batch = Mapping[str, TokenBatch]
+
+
+class Needs(enum.Flag):
+    """What an objective asks of the reference model; the trainer picks the cheapest provider that can give it."""
+
+    NOTHING = 0
+    REFERENCE_LOGPS = enum.auto()
+    REFERENCE_LOGITS = enum.auto()
+
+
+@dataclass
+class LossOutput:
+    """A loss (scalar, float32) and named detached scalars to log; all are shares of the global batch's value."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """Anything that turns a step into a loss."""
+
+    @property
+    def needs(self) -> Needs:
+        """What the reference model must provide."""
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that are read; others are not fed to the model."""
+
+    def __call__(self, step: Step, batch: Batch) -> LossOutput:
+        """Compute the loss on one micro-batch."""
+
+
+@dataclass(frozen=True)
+class StreamCounts:
+    """Sequences and target tokens of one stream in the global batch (scalar tensors, at least 1)."""
+
+    sequences: Tensor
+    tokens: Tensor
+
+
+Counts = Mapping[str, StreamCounts]
+
+
+def count_streams(batches: list[Batch], streams: tuple[str, ...], device: torch.device | str) -> Tensor:
+    """float64 [S, 2]: sequences with a target, and target tokens, per stream over `batches`."""
+    rows = []
+    for stream in streams:
+        per_row = [logprobs.count_targets(b[stream]["labels"]) for b in batches if stream in b]
+        tokens = torch.cat(per_row) if per_row else torch.zeros(0, dtype=torch.long)
+        rows.append(torch.stack([(tokens > 0).sum(), tokens.sum()]))
+    return torch.stack(rows).to(device=device, dtype=torch.float64)
+
+
+def as_counts(table: Tensor, streams: tuple[str, ...]) -> dict[str, StreamCounts]:
+    """Rows of a count table -> counts; zero becomes one, so that an empty stream gives 0 and not NaN."""
+    safe = table.clamp(min=1).float()
+    return {s: StreamCounts(safe[i, 0], safe[i, 1]) for i, s in enumerate(streams)}
+
+
+class Step:
+    """One micro-batch seen by the policy: all its streams in a single forward pass, run when first asked for.
+
+    Args:
+        model: the wrapped model in training.
+        batch: stream name -> TokenBatch, all padded to one length.
+        counts: what to divide by (see module docstring).
+        reference: the reference model's answers for this batch.
+        unwrapped: the model without DDP or FSDP around it.
+    """
+
+    def __init__(
+        self, model: Any, batch: Batch, counts: Counts, reference: Reference | None = None, *, unwrapped: Any = None
+    ) -> None:
+        self.model = model
+        self.batch = batch
+        self.counts = counts
+        self._provider = reference
+        self._unwrapped = unwrapped
+
+    @cached_property
+    def reference(self) -> BoundReference:
+        """The reference model, bound to this batch."""
+        if self._provider is None:
+            raise RuntimeError("this objective asks for a reference model, but its `needs` do not say so")
+        return BoundReference(self._provider, self.batch)
+
+    @cached_property
+    def _policy(self) -> dict[str, logprobs.TargetLogits]:
+        fused = fuse(self.batch)
+        out = logprobs.target_logits(self.model, fused, unwrapped=self._unwrapped)
+        # A row that only keeps the processes in step (see `fuse`) has no targets, so the sizes always add up.
+        sizes = [len(logprobs.positions_of(b)) for b in self.batch.values()]
+        logits = out.logits_NV.split(sizes)
+        labels = out.targets_N.split(sizes)
+        return {s: logprobs.TargetLogits(z, y) for s, z, y in zip(self.batch, logits, labels, strict=True)}
+
+    @property
+    def zero(self) -> Tensor:
+        """0 with a gradient path to the parameters: what a batch without targets returns, so that DDP stays in step."""
+        return sum((t.logits_NV.sum().float() * 0.0 for t in self._policy.values()), torch.zeros(()).to(self._device))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.batch.values()))["labels"].device
+
+    def logits(self, stream: str) -> Tensor:
+        """The policy's logits at target positions: [N, V] in the model's dtype."""
+        return self._policy[stream].logits_NV
+
+    def targets(self, stream: str) -> Tensor:
+        """Target tokens: int64 [N]."""
+        return self._policy[stream].targets_N
+
+    def token_logps(self, stream: str) -> Tensor:
+        """log pi(y_t | x, y_<t) at target positions: float32 [N]."""
+        out = self._policy[stream]
+        return logprobs.label_logps(out.logits_NV, out.targets_N)
+
+    def sequence_logps(self, stream: str) -> Tensor:
+        """log pi(y | x), summed over the answer: float32 [B]."""
+        return logprobs.sum_by_sequence(self.token_logps(stream), self.batch[stream])
+
+    def num_target_tokens(self, stream: str) -> Tensor:
+        """Target tokens per sequence: int64 [B]."""
+        return logprobs.count_targets(self.batch[stream]["labels"])
+
+    def sequence_mean(self, values_B: Tensor, stream: str) -> Tensor:
+        """This batch's share of the mean over sequences that have a target."""
+        has_target = self.num_target_tokens(stream) > 0
+        return (values_B * has_target).sum() / self.counts[stream].sequences
+
+    def token_mean(self, values_N: Tensor, stream: str) -> Tensor:
+        """This batch's share of the mean over target tokens."""
+        return values_N.sum() / self.counts[stream].tokens
+
+
+def fuse(batch: Batch) -> dict[str, Tensor]:
+    """All streams' rows as one batch; a batch without any row becomes one row without targets."""
+    parts = list(batch.values())
+    keys = [k for k in ("input_ids", "attention_mask", "labels", "position_ids") if all(k in b for b in parts)]
+    fused = {k: torch.cat([b[k] for b in parts]) for k in keys}  # type: ignore[literal-required]
+    rows, length = fused["labels"].shape
+    if rows == 0:
+        shape, device = (1, max(length, 2)), fused["labels"].device
+        fused = {k: torch.zeros(shape, dtype=torch.long, device=device) for k in keys}
+        fused["attention_mask"] += 1
+        fused["labels"] += logprobs.IGNORE
+        return fused
+    before = 0
+    positions = []
+    for part in parts:
+        positions.append(logprobs.positions_of(part) + before * length)
+        before += part["labels"].shape[0]
+    return {**fused, "target_positions": torch.cat(positions)}
+
+
+class BoundReference:
+    """The reference model's answers about one batch; each stream is asked for once."""
+
+    def __init__(self, provider: Reference, batch: Batch) -> None:
+        self._provider = provider
+        self._batch = batch
+        self._logits: dict[str, Tensor] = {}
+        self._logps: dict[str, Tensor] = {}
+
+    def logits(self, stream: str) -> Tensor:
+        """Logits at target positions: [N, V], without gradient."""
+        if stream not in self._logits:
+            self._logits[stream] = self._provider.logits(self._batch[stream])
+        return self._logits[stream]
+
+    def token_logps(self, stream: str) -> Tensor:
+        """Label log-probs at target positions: float32 [N], without gradient."""
+        if stream not in self._logps:
+            if stream in self._logits:
+                targets = logprobs.batch_targets(self._batch[stream])
+                self._logps[stream] = logprobs.label_logps(self._logits[stream], targets)
+            else:
+                self._logps[stream] = self._provider.token_logps(self._batch[stream])
+        return self._logps[stream]
+
+    def sequence_logps(self, stream: str) -> Tensor:
+        """Summed over each answer: float32 [B]."""
+        return logprobs.sum_by_sequence(self.token_logps(stream), self._batch[stream])
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """sum_i weight_i * term_i; metrics of all terms side by side."""
+
+    terms: tuple[tuple[float, Objective], ...]
+
+    @property
+    def needs(self) -> Needs:
+        """Everything that any term needs."""
+        needs = Needs.NOTHING
+        for _, term in self.terms:
+            needs |= term.needs
+        return needs
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Every stream that any term reads, in order."""
+        return tuple(dict.fromkeys(s for _, term in self.terms for s in term.streams))
+
+    def __call__(self, step: Step, batch: Batch) -> LossOutput:
+        outputs = [(weight, term(step, batch)) for weight, term in self.terms]
+        loss = torch.stack([weight * out.loss for weight, out in outputs]).sum()
+        return LossOutput(loss, {name: v for _, out in outputs for name, v in out.metrics.items()})

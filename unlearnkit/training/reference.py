@@ -1,0 +1,214 @@
+"""The reference model: the frozen target model, in the cheapest form that gives what the objective needs.
+
+cached       per-token log-probs, computed once and kept on disk: costs nothing in memory or time while training
+adapter_off  the LoRA adapter switched off: a second forward pass, no second model
+frozen       a frozen copy: a second model in memory, for what only logits can give without an adapter
+All three give the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from unlearnkit.data.collate import TokenBatch, pad_rows
+from unlearnkit.data.formats import TokenRow
+from unlearnkit.errors import RecipeError
+from unlearnkit.files import atomic_path, fingerprint
+from unlearnkit.training import logprobs
+from unlearnkit.training.objective import Needs
+
+#: The names that `training.reference` may take.
+PROVIDERS = ("auto", "cached", "adapter_off", "frozen")
+#: Raised when the stored format or the way of computing changes, so that an old cache is never read.
+_CACHE_FORMAT = 1
+
+
+class Reference(Protocol):
+    """Answers about one stream's batch, without gradient."""
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """Logits at target positions: [N, V]."""
+
+    def token_logps(self, batch: TokenBatch) -> Tensor:
+        """Label log-probs at target positions: float32 [N]."""
+
+
+def choose(setting: str, needs: Needs, *, has_fresh_adapter: bool) -> str:
+    """The provider's name: "none", "cached", "adapter_off" or "frozen".
+
+    Args:
+        setting: `training.reference`; "auto" picks the cheapest.
+        has_fresh_adapter: whether the trained parameters are an adapter that was put on the target model just now, so
+            that switching it off gives the target model back.
+
+    Raises:
+        RecipeError: the setting cannot give what the objective needs.
+    """
+    if setting not in PROVIDERS:
+        raise RecipeError(f"training.reference is {setting!r}; use one of {', '.join(PROVIDERS)}")
+    if needs is Needs.NOTHING:
+        return "none"
+    wants_logits = Needs.REFERENCE_LOGITS in needs
+    if setting == "auto":
+        return "cached" if not wants_logits else "adapter_off" if has_fresh_adapter else "frozen"
+    if setting == "cached" and wants_logits:
+        raise RecipeError(
+            "this objective needs reference logits (training.retain: kl), but reference: cached stores log-probs only; "
+            "use reference: auto or frozen, or retain: nll"
+        )
+    if setting == "adapter_off" and not has_fresh_adapter:
+        raise RecipeError("reference: adapter_off needs a LoRA adapter (model.lora); use reference: auto or frozen")
+    return setting
+
+
+class CachedLogps:
+    """Log-probs that the collator put beside the tokens."""
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """Not stored; `choose` never picks this provider for an objective that needs them."""
+        raise RuntimeError("cached reference log-probs hold no logits")
+
+    def token_logps(self, batch: TokenBatch) -> Tensor:
+        """float32 [N]."""
+        return batch["reference_logps"].flatten()[logprobs.positions_of(batch) + 1]  # type: ignore[arg-type]
+
+
+class FrozenModel:
+    """A second model that is never trained; `model` is in eval mode and requires no gradient."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """[N, V]."""
+        return logprobs.target_logits(self.model, batch).logits_NV  # type: ignore[arg-type]
+
+    def token_logps(self, batch: TokenBatch) -> Tensor:
+        """float32 [N]."""
+        return logprobs.label_logps(self.logits(batch), logprobs.batch_targets(batch))  # type: ignore[arg-type]
+
+
+class AdapterOff:
+    """The policy with its adapter switched off, in eval mode.
+
+    Args:
+        model: the wrapped model, which is called.
+        unwrapped: the PeftModel inside.
+    """
+
+    def __init__(self, model: Any, unwrapped: Any) -> None:
+        self.model = model
+        self.unwrapped = unwrapped
+
+    @contextlib.contextmanager
+    def _switched_off(self) -> Iterator[None]:
+        was_training = self.unwrapped.training
+        self.unwrapped.eval()
+        try:
+            with self.unwrapped.disable_adapter():
+                yield
+        finally:
+            self.unwrapped.train(was_training)
+
+    @torch.no_grad()
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """[N, V]."""
+        with self._switched_off():
+            return logprobs.target_logits(self.model, batch, unwrapped=self.unwrapped).logits_NV  # type: ignore[arg-type]
+
+    def token_logps(self, batch: TokenBatch) -> Tensor:
+        """float32 [N]."""
+        return logprobs.label_logps(self.logits(batch), logprobs.batch_targets(batch))  # type: ignore[arg-type]
+
+
+def cache_folder() -> Path:
+    """Where results are kept by content: $UNLEARNKIT_CACHE, else ~/.cache/unlearnkit."""
+    return Path(os.environ.get("UNLEARNKIT_CACHE") or Path("~/.cache/unlearnkit").expanduser())
+
+
+@torch.no_grad()
+def score_rows(
+    model: Any, rows: Sequence[TokenRow], *, device: torch.device | str, pad_id: int, batch_tokens: int = 8192
+) -> list[Tensor]:
+    """Per-token reference log-probs of each row: float32 [T], aligned with `labels`, 0 where there is no target.
+
+    Rows go through the model sorted by length, `batch_tokens` padded tokens at a time.
+    """
+    was_training = model.training
+    model.eval()
+    out: list[Tensor] = [torch.empty(0)] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+    start = 0
+    while start < len(order):
+        length = len(rows[order[start]]["input_ids"])
+        chunk = order[start : start + max(1, batch_tokens // length)]
+        start += len(chunk)
+        batch = {k: v.to(device) for k, v in pad_rows([rows[i] for i in chunk], length, pad_id=pad_id).items()}  # type: ignore[attr-defined]
+        target = logprobs.target_logits(model, batch)
+        values = logprobs.label_logps(target.logits_NV, target.targets_N).cpu()
+        filled = torch.zeros(len(chunk) * length)
+        filled[batch["target_positions"].cpu() + 1] = values
+        for i, row in zip(chunk, filled.reshape(len(chunk), length), strict=True):
+            out[i] = row[: len(rows[i]["input_ids"])].clone()
+    model.train(was_training)
+    return out
+
+
+def cached_scores(
+    model: Any,
+    rows: Sequence[TokenRow],
+    *,
+    data_fingerprint: str,
+    model_fingerprint: str,
+    precision: str,
+    device: torch.device | str,
+    pad_id: int,
+    autocast: contextlib.AbstractContextManager[Any] | None = None,
+    process_index: int = 0,
+    num_processes: int = 1,
+) -> list[Tensor]:
+    """Reference log-probs of `rows` from the disk, or computed (shared between the processes) and put there.
+
+    The key is the content: tokens and labels (so data, tokenizer and template), weights, and the precision of the forward
+    pass. A file that cannot be read is computed anew.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    key = fingerprint(_CACHE_FORMAT, data_fingerprint, model_fingerprint, precision)
+    path = cache_folder() / "reference" / f"{key}.safetensors"
+    lengths = [len(r["input_ids"]) for r in rows]
+    flat: Tensor | None = None
+    if path.exists():
+        with contextlib.suppress(SafetensorError, OSError, KeyError):
+            flat = load_file(path)["logps"]
+    known = flat is not None and len(flat) == sum(lengths)
+    if num_processes > 1:
+        known = all(_gathered(known, num_processes))
+    if not known:
+        mine = list(range(process_index, len(rows), num_processes))
+        with autocast if autocast is not None else contextlib.nullcontext():
+            scores = score_rows(model, [rows[i] for i in mine], device=device, pad_id=pad_id)
+        pairs = list(zip(mine, scores, strict=True))
+        if num_processes > 1:
+            pairs = [pair for part in _gathered(pairs, num_processes) for pair in part]
+        flat = torch.cat([score for _, score in sorted(pairs, key=lambda pair: pair[0])])
+        if process_index == 0:
+            with atomic_path(path) as temporary:
+                save_file({"logps": flat}, temporary)
+    assert flat is not None
+    return list(flat.split(lengths))
+
+
+def _gathered(value: Any, num_processes: int) -> list[Any]:
+    out: list[Any] = [None] * num_processes
+    torch.distributed.all_gather_object(out, value)
+    return out
