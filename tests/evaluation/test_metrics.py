@@ -90,7 +90,7 @@ def test_truth_ratio_default_goes_by_the_set() -> None:
 
 
 def test_unscored_examples_are_named_and_left_out() -> None:
-    """b has no tokens; c has one wrong answer without tokens: averaging over the other one would be silent."""
+    """A wrong answer of c has no tokens: averaging over the other one would be silent. b has none itself."""
     rows = example("a", logs(1), [logs(1 / 2), logs(1 / 2)]) + example("b", [], [logs(1 / 2), logs(1 / 2)])
     run = new_records(rows + example("c", logs(1), [logs(1 / 2), []]))
     probability = metrics.probability(run, dataset="forget")
