@@ -1,0 +1,194 @@
+"""A recipe file, read into dataclasses: what is trained, on what, how, and how it is measured.
+
+A recipe is one YAML file read from top to bottom. Every key is checked; all mistakes are shown together, one
+a line, each with its file and line (or its override) and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from unlearnkit.files import fingerprint
+from unlearnkit.yamlfile import dump_yaml
+
+
+@dataclass(frozen=True)
+class CreateSpec:
+    """A model made from scratch: a small Llama and a tokenizer trained on `tokenizer_streams` (null: all)."""
+
+    hidden_size: int = field(metadata={"least": 1})
+    num_layers: int = field(metadata={"least": 1})
+    num_heads: int = field(metadata={"least": 1})
+    intermediate_size: int | None = field(default=None, metadata={"least": 1})
+    vocab_size: int = field(default=4096, metadata={"least": 259})  # 256 bytes and three special tokens
+    max_position_embeddings: int = field(default=512, metadata={"least": 1})
+    seed: int = 0
+    tokenizer_streams: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The target model. Exactly one of `path` (folder, hub id, `run:NAME`) and `create` is set.
+
+    `lora` holds keywords of peft's LoraConfig; `alpha` and `dropout` may stand for `lora_alpha` and
+    `lora_dropout`.
+    """
+
+    path: str | None = None
+    create: CreateSpec | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    lora: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    attn_implementation: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """One source of examples. `rows` is a Python slice such as "::2"; `limit` counts examples after it."""
+
+    path: str | None = None
+    name: str | None = None
+    split: str = "train"
+    columns: dict[str, str] | None = None
+    rows: str | None = None
+    limit: int | None = field(default=None, metadata={"least": 1})
+    sample_by: Literal["line", "paragraph", "document"] = "line"
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class MixSpec:
+    """How the streams are mixed. `ratios` maps a stream to its examples per example of the anchor.
+
+    In a recipe the ratios are written as `retain_per_forget: 1`.
+    """
+
+    anchor: str | None = "forget"
+    ratios: dict[str, float] = field(default_factory=dict, metadata={"hidden": True})
+    weights: dict[str, float] | None = None
+    temperature: float | None = field(default=None, metadata={"least": 0})
+    epoch_size: int | None = field(default=None, metadata={"least": 1})
+    epoch_policy: Literal["continue", "restart", "fixed"] = "continue"
+
+
+@dataclass(frozen=True)
+class TemplateSpec:
+    """How a prompt and its completion become text: the tokenizer's chat template or plain tags."""
+
+    kind: Literal["auto", "chat", "plain"] = "auto"
+    system: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    question_start: str = "Question: "
+    question_end: str = "\n"
+    answer_start: str = "Answer: "
+    answer_end: str = ""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """The streams by name (each a list of sources, concatenated), and how they become examples.
+
+    `max_length` is in tokens. `root` (a folder, a hub id, `fictional`) serves streams that have only a name.
+    """
+
+    streams: dict[str, list[StreamSpec]] = field(default_factory=dict)
+    root: str | None = None
+    mix: MixSpec = field(default_factory=MixSpec)
+    template: TemplateSpec = field(default_factory=TemplateSpec)
+    max_length: int = field(default=512, metadata={"least": 2})
+    truncate: bool = False
+    allow_overlap: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """What is measured after training; `suite: null` (or `evaluation: null`) measures nothing.
+
+    `reference` is the retain model, its run or its evaluation folder (path or `run:NAME`); `data` overrides
+    the suite's own data section; `batch_tokens` bounds the padded tokens of a batch; `before`: measure the
+    target model too.
+    """
+
+    suite: str | None = "tofu"
+    split: str | None = None
+    reference: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    batch_tokens: int = field(default=16384, metadata={"least": 1})
+    max_new_tokens: int | None = field(default=None, metadata={"least": 1})
+    before: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole experiment. `name` is its own, else that of its file ("tofu/npo"); `source` is that file."""
+
+    method: str
+    model: ModelSpec
+    data: DataSpec
+    name: str
+    training: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
+    needs: list[str] = field(default_factory=list)
+    output: str | None = None
+    seed: int = 0
+    source: Path | None = field(default=None, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved recipe as plain values: defaults written out, nulls that mean "not set" left out."""
+        result: dict[str, Any] = _plain(self)
+        del result["data"], result["training"], result["evaluation"]
+        data = _plain(self.data)
+        streams = {
+            name: _plain(specs[0]) if len(specs) == 1 else [_plain(spec) for spec in specs]
+            for name, specs in self.data.streams.items()
+        }
+        mix = _plain(self.data.mix)
+        for stream, ratio in mix.pop("ratios").items():
+            mix[f"{stream}_per_{self.data.mix.anchor}"] = ratio
+        settings = {key: value for key, value in data.items() if key not in ("streams", "mix")}
+        result["data"] = {**streams, "mix": mix, **settings}
+        return result | {"training": dict(self.training), "evaluation": _plain(self.evaluation)}
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML; loading it gives an equal recipe."""
+        return dump_yaml(self.to_dict())
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for recipes that do the same; the name and the output folder do not count."""
+        ignored = ("name", "output")
+        return fingerprint({key: value for key, value in self.to_dict().items() if key not in ignored})
+
+
+def _plain(spec: Any) -> Any:
+    """A dataclass as a dictionary, without the fields that are null by default and null still."""
+    if isinstance(spec, list):
+        return [_plain(item) for item in spec]
+    if not dataclasses.is_dataclass(spec):
+        return spec
+    pairs = ((one, getattr(spec, one.name)) for one in dataclasses.fields(spec) if one.name != "source")
+    return {one.name: _plain(value) for one, value in pairs if value is not None or one.default is not None}
+
+
+def load_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = (), *, check_training: bool = True
+) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        name_or_path: a shipped recipe's name ("tofu/npo") or the path of a YAML file.
+        overrides: dotted settings with YAML values ("training.beta=0.05", "model.lora={r: 8}").
+        check_training: also check `training` against the method's Config and `model.lora` against peft, which
+            imports both.
+
+    Raises:
+        RecipeError: every mistake found, one a line, each with its `file:line` or its override.
+    """
+    from unlearnkit.recipe_reader import read_recipe
+
+    return read_recipe(name_or_path, overrides, check_training=check_training)
