@@ -68,16 +68,35 @@ def load_model(
         raise _explain("model", path, error) from error
 
 
+#: Entries of a model's config that change no logit.
+_IRRELEVANT = {
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "model_type",
+    "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "output_attentions", "output_hidden_states",
+    "return_dict", "attention_dropout", "_attn_implementation",
+}  # fmt: skip
+
+
 def model_fingerprint(model: Any) -> str:
-    """16 hexadecimal digits of a model's weights: names, shapes, dtypes and every byte; quantised weights included."""
+    """16 hexadecimal digits of everything that decides a model's logits.
+
+    Names, shapes, dtypes and every byte of the weights (quantised ones included), the config's entries that matter, and
+    the settings of an adapter.
+    """
     import torch
     import xxhash
 
     digest = xxhash.xxh3_64()
+    config = model.config.to_dict() if hasattr(model.config, "to_dict") else {}
+    settings: dict[str, Any] = {k: v for k, v in config.items() if k not in _IRRELEVANT}
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        shown = ("r", "lora_alpha", "use_rslora", "use_dora", "peft_type")
+        settings[f"adapter {name}"] = {k: str(getattr(adapter, k, None)) for k in shown}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode())
         flat = tensor.detach().contiguous().reshape(-1)
         # In pieces, so that a large matrix on a GPU is never copied whole.
         for piece in flat.split(1 << 26):
-            digest.update(piece.cpu().view(torch.uint8).numpy().data if piece.numel() else b"")
+            if piece.numel():
+                digest.update(piece.cpu().view(torch.uint8).numpy().data)
     return str(digest.hexdigest())

@@ -1,0 +1,271 @@
+"""evaluate(): one scoring pass and one generation pass over a suite's data, then metrics of the records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearnkit.errors import DataError
+from unlearnkit.evaluation.metrics import KINDS, MetricResult
+from unlearnkit.evaluation.questions import Question, generation_questions, likelihood_questions
+from unlearnkit.evaluation.records import GENERATE_ANSWER, EvalRun, new_records
+from unlearnkit.evaluation.store import ResultStore
+from unlearnkit.evaluation.suite import Suite, load_suite
+from unlearnkit.files import fingerprint
+from unlearnkit.recipe import TemplateSpec
+
+
+@dataclass
+class Evaluation:
+    """An evaluated model: records, metrics and the summary that is written beside them."""
+
+    run: EvalRun
+    metrics: dict[str, MetricResult]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` holds."""
+        return self.run.meta
+
+    def __getitem__(self, name: str) -> float:
+        """A metric's value; NaN where it could not be measured."""
+        return self.metrics[name].value
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any = None,
+    suite: str | Path | Suite = "tofu",
+    data: Mapping[str, Any] | None = None,
+    reference: Any = None,
+    *,
+    template: TemplateSpec | None = None,
+    output: str | Path | None = None,
+    batch_tokens: int = 16384,
+    max_new_tokens: int | None = None,
+    role: str = "unlearned",
+    label: str = "",
+    cache: bool = True,
+    progress: bool = True,
+) -> Evaluation:
+    """Run a suite on a model.
+
+    Args:
+        model: a causal language model, or the path or hub id of one (an adapter's folder works too).
+        tokenizer: its tokenizer; by default the one saved with the model.
+        suite: a shipped suite's name, a YAML file, or a loaded suite.
+        data: overrides of the suite's data section: {"split": "forget10", "root": FOLDER, "forget": FILE, ...}.
+        reference: the retain model, for forget quality: an Evaluation, the folder of one, or a model (object, folder or
+            hub id), which is then evaluated on the same data.
+        template: how prompts are written; must be the one used in training.
+        output: a folder for `records.parquet` and `summary.json`.
+        batch_tokens: padded tokens at most in one forward pass; results do not depend on it.
+        max_new_tokens: bound of a generation, instead of the suite's.
+        role, label: what the model is in a report ("target", "retain" or "unlearned") and what it is called.
+        cache: keep results on disk by content, and reuse them.
+        progress: show progress bars.
+
+    Raises:
+        RecipeError, DataError, ModelError, RecordsError: before the model is run where that is possible.
+    """
+    from unlearnkit.data.formats import Template
+    from unlearnkit.models.load import load_model, load_tokenizer, model_fingerprint
+
+    started = time.perf_counter()
+    suite = suite if isinstance(suite, Suite) else load_suite(suite, data)
+    rows = load_datasets(suite)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(model if isinstance(model, str | Path) else model.config._name_or_path)
+    written = Template.for_tokenizer(tokenizer, template)
+    questions = ask(suite, rows, tokenizer, written)
+    options = {
+        "batch_tokens": batch_tokens, "max_new_tokens": max_new_tokens or suite.probes.max_new_tokens,
+        "cache": cache, "progress": progress,
+    }  # fmt: skip
+    if isinstance(model, str | Path):
+        model = load_model(str(model))
+    name = model_fingerprint(model)
+    records, cost = _answers(model, name, tokenizer, questions, label or role, **options)
+    other = _reference(reference, suite, tokenizer, template, batch_tokens, max_new_tokens, cache, progress)
+    metrics = compute_metrics(suite, records, other.run if other else None)
+    meta = {
+        "format": 1, "suite": suite.name, "suite_version": suite.version, "split": suite.split, "role": role,
+        "label": label or role,
+        "fingerprint": {
+            "model": name, "template": written.fingerprint,
+            "data": fingerprint([(q.dataset, q.example_id, q.field, q.index, q.answer) for q in questions]),
+            "tokenizer": fingerprint(sorted({q.pair for q in questions})),
+        },
+        "reference": None if other is None else {
+            "label": other.summary.get("label"), "fingerprint": other.summary["fingerprint"]["model"]},
+        "metrics": {k: _described(m, suite, k) for k, m in metrics.items()},
+        "cost": {**cost, "seconds": round(time.perf_counter() - started, 3)},
+        "versions": versions(),
+    }  # fmt: skip
+    result = Evaluation(EvalRun(records, meta), metrics)
+    if output is not None and _is_main():
+        result.run.save(output)
+    return result
+
+
+def load_datasets(suite: Suite) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each data set that has a source."""
+    from unlearnkit.data.streams import load_stream
+
+    rows = {k: load_stream(s, root=suite.root, name=f"evaluation {k}").to_list() for k, s in suite.data.items() if s}
+    if not rows:
+        raise DataError(f"suite {suite.name} has no data; give data.forget (and data.retain)")
+    return rows
+
+
+def ask(
+    suite: Suite, rows: Mapping[str, Sequence[Mapping[str, Any]]], tokenizer: Any, template: Any
+) -> list[Question]:
+    """Every question of the suite, in the order of its records."""
+    questions = []
+    for names, make in (
+        (suite.probes.answer_likelihood, likelihood_questions),
+        (suite.probes.generate_answer, generation_questions),
+    ):
+        for name in names:
+            if name in rows:
+                questions += make(name, rows[name], tokenizer, template)
+    return questions
+
+
+def _answers(
+    model: Any, model_name: str, tokenizer: Any, questions: Sequence[Question], label: str, *,
+    batch_tokens: int, max_new_tokens: int, cache: bool, progress: bool,
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
+    """Records of all questions; what the store knows is not asked again."""
+    from unlearnkit.evaluation import probes
+
+    was_training = model.training
+    model.eval()
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    stop = probes.stop_tokens(model, tokenizer)
+    scores = ResultStore(model_name, "answer_likelihood", enabled=cache)
+    texts = ResultStore(
+        model_name, "generate_answer", max_new_tokens, stop, fingerprint(tokenizer.get_vocab()), enabled=cache
+    )
+    scored = {q.pair: q for q in questions if q.probe != GENERATE_ANSWER and q.pair not in scores}
+    spoken = {q.prompt_name: q for q in questions if q.probe == GENERATE_ANSWER and q.prompt_name not in texts}
+    _collect(
+        scores, list(scored.values()), f"{label}: scoring answers", progress,
+        lambda mine, done: probes.score_answers(model, mine, pad_id=pad_id, batch_tokens=batch_tokens, done=done),
+    )  # fmt: skip
+    _collect(
+        texts, list(spoken.values()), f"{label}: generating answers", progress,
+        lambda mine, done: probes.generate_answers(
+            model, tokenizer, mine, pad_id=pad_id, batch_tokens=batch_tokens, max_new_tokens=max_new_tokens, done=done
+        ),
+    )  # fmt: skip
+    model.train(was_training)
+    stop_set = set(stop)
+    records = new_records(
+        _spoken_record(q, texts[q.prompt_name]) if q.probe == GENERATE_ANSWER else _scored_record(q, scores[q.pair], stop_set)
+        for q in questions
+    )
+    tokens = sum(len(q.prompt_ids) + len(q.answer_ids) for q in scored.values())
+    return records, {"scored_pairs": len(scored), "generated": len(spoken), "tokens": tokens}
+
+
+def _collect(
+    store: ResultStore, missing: list[Question], title: str, progress: bool,
+    probe: Callable[[list[Question], Callable[[int], None]], Any],
+) -> None:  # fmt: skip
+    """Ask for what is missing, each process its share, and put it into the store of every process."""
+    import torch.distributed as dist
+    from tqdm import tqdm
+
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+    mine = missing[rank::world]
+    if not missing:
+        return
+    collected: list[Any] = []
+    try:
+        with tqdm(total=len(mine), desc=title, disable=not progress or rank > 0, leave=False) as bar:
+            for results in probe(mine, bar.update):
+                store.add(results)
+                collected += results
+    finally:
+        store.flush()
+    if several:
+        parts: list[Any] = [None] * world
+        dist.all_gather_object(parts, collected)
+        for other, part in enumerate(parts):
+            if other != rank:
+                store.remember(part)
+
+
+def _scored_record(q: Question, result: Mapping[str, Any], stop: set[int]) -> dict[str, Any]:
+    return {
+        "probe": q.probe, "dataset": q.dataset, "example_id": q.example_id, "field": q.field, "index": q.index,
+        "prompt": q.prompt, "reference_text": q.answer, "num_tokens": len(result["logps"]),
+        "logps": result["logps"], "hits": result["hits"], "means": result["means"], "variances": result["variances"],
+        "ends_with_eos": bool(q.answer_ids) and q.answer_ids[-1] in stop,
+    }  # fmt: skip
+
+
+def _spoken_record(q: Question, result: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "probe": q.probe, "dataset": q.dataset, "example_id": q.example_id, "field": q.field, "index": q.index,
+        "prompt": q.prompt, "reference_text": q.answer, "text": result["text"],
+        "num_tokens": result["num_new_tokens"],
+    }  # fmt: skip
+
+
+def compute_metrics(suite: Suite, run: Any, retain: Any = None) -> dict[str, MetricResult]:
+    """Every metric of the suite, from records alone."""
+    results = {}
+    for name, spec in suite.metrics.items():
+        where = {} if spec.dataset is None else {"dataset": spec.dataset}
+        results[name] = KINDS[spec.kind](run, **where, retain=retain, **spec.options)
+    return results
+
+
+def _described(result: MetricResult, suite: Suite, name: str) -> dict[str, Any]:
+    spec = suite.metrics[name]
+    return {**result.as_json(), "title": spec.title or name.replace("_", " "), "group": spec.group}
+
+
+def _reference(
+    reference: Any, suite: Suite, tokenizer: Any, template: TemplateSpec | None, batch_tokens: int,
+    max_new_tokens: int | None, cache: bool, progress: bool,
+) -> Evaluation | None:  # fmt: skip
+    """The retain model's evaluation: as given, read from a folder, or made now on the same data."""
+    if reference is None or isinstance(reference, Evaluation):
+        return reference
+    if isinstance(reference, str | Path) and (Path(reference) / "records.parquet").exists():
+        return Evaluation(EvalRun.load(reference), {})
+    own = None if isinstance(reference, str | Path) else tokenizer
+    return evaluate(
+        reference, own, suite, template=template, batch_tokens=batch_tokens, max_new_tokens=max_new_tokens,
+        role="retain", label="retain model", cache=cache, progress=progress,
+    )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import unlearnkit
+
+    found = {"python": platform.python_version(), "unlearnkit": unlearnkit.__version__}
+    for package in ("torch", "transformers", "peft", "accelerate", "datasets", "scipy", "rouge-score"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _is_main() -> bool:
+    import torch.distributed as dist
+
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0

@@ -1,0 +1,90 @@
+"""What a model has already said, kept by content.
+
+One folder per (model weights, probe, settings); in it, parquet files that hold results by the hash of the tokens that went
+in. Whatever asks again (another suite, the same command after a kill) computes only what is missing, and nothing stale can
+be found, because everything that decides a number is in its name.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from unlearnkit.files import atomic_path, fingerprint
+from unlearnkit.training.reference import cache_folder
+
+#: Raised when the way of computing changes, so that old results are never mixed with new ones.
+_STORE_FORMAT = 1
+_FLUSH_EVERY = 512
+
+
+class ResultStore:
+    """Results of one probe of one model, by the name of what was asked.
+
+    Args:
+        key: everything else that decides a result (model fingerprint, probe, settings).
+        enabled: False keeps results in memory only.
+    """
+
+    def __init__(self, *key: Any, enabled: bool = True) -> None:
+        self.folder: Path | None = (
+            cache_folder() / "answers" / fingerprint(_STORE_FORMAT, *key) if enabled else None
+        )
+        self._known: dict[str, dict[str, Any]] = {}
+        self._new: list[dict[str, Any]] = []
+        for path in sorted(self.folder.glob("*.parquet")) if self.folder else []:
+            self._known.update(_read(path))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        return self._known[name]
+
+    def add(self, results: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        """Take results in; every few hundred go to the disk, so that a killed evaluation loses little."""
+        for name, result in results:
+            self._known[name] = result
+            self._new.append({"name": name, **result})
+        if len(self._new) >= _FLUSH_EVERY:
+            self.flush()
+
+    def remember(self, results: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        """Take in what another process has found and written."""
+        self._known.update(results)
+
+    def flush(self) -> None:
+        """Write what is new as one more file."""
+        if self.folder is None or not self._new:
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_pylist(self._new)
+        with atomic_path(self.folder / f"{uuid.uuid4().hex}.parquet") as temporary:
+            pq.write_table(_narrow(table), temporary, compression="zstd")
+        self._new = []
+
+
+def _narrow(table: Any) -> Any:
+    """float64 lists -> float32: the values are float32 already, and a reread must give the same ones."""
+    import pyarrow as pa
+
+    types = {"logps": pa.list_(pa.float32()), "means": pa.list_(pa.float32()), "variances": pa.list_(pa.float32())}
+    types["hits"] = pa.list_(pa.bool_())
+    fields = [pa.field(f.name, types.get(f.name, f.type)) for f in table.schema]
+    return table.cast(pa.schema(fields))
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """A file's results; one that cannot be read counts as missing, for it can be computed anew."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.ParquetFile(path).read().to_pylist()
+    except (pa.ArrowException, OSError):
+        return {}
+    return {row.pop("name"): row for row in rows}
