@@ -17,6 +17,10 @@ class DataError(UserError):
     """A data set that is missing, empty, malformed or contradictory."""
 
 
+class UnreachableError(DataError):
+    """Data on a hub that cannot be reached from here; `check` notes it, everything else stops."""
+
+
 class ModelError(UserError):
     """A model, tokenizer, adapter or checkpoint that cannot be used."""
 

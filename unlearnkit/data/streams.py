@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnkit.errors import DataError
+from unlearnkit.errors import DataError, UnreachableError
 from unlearnkit.recipe import StreamSpec
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _from_hub(place: str, source: StreamSpec, name: str) -> Dataset:
         loaded = datasets.load_dataset(place, source.name, split=source.split, revision=source.revision)
     except Exception as error:  # noqa: BLE001 - offline, unknown id, unknown config: all are the user's to mend
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
+        raise UnreachableError(
             f"data.{name}: {place!r} is neither a local path nor a hub data set that can be reached ({first}); "
             "check the name, or set data.root to a folder that holds the files"
         ) from error

@@ -13,7 +13,9 @@ def _explain(what: str, path: str, error: Exception) -> ModelError:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if Path(path).is_dir() and not (Path(path) / "config.json").exists():
         held = ", ".join(sorted(p.name for p in Path(path).iterdir())[:6]) or "nothing"
-        return ModelError(f"{path} holds no {what} (no config.json; it holds {held}); name the folder of a saved model")
+        return ModelError(
+            f"{path} holds no {what} (no config.json; it holds {held}); name the folder of a saved model"
+        )
     return ModelError(
         f"no {what} can be loaded from {path!r} ({first}); give a folder that holds one, or a hub id that can be reached"
     )
@@ -79,8 +81,8 @@ _IRRELEVANT = {
 def model_fingerprint(model: Any) -> str:
     """16 hexadecimal digits of everything that decides a model's logits.
 
-    Names, shapes, dtypes and every byte of the weights (quantised ones included), the config's entries that matter, and
-    the settings of an adapter.
+    Names, shapes, dtypes and every byte of the weights (quantised ones included), the config's entries that
+    matter, and the settings of an adapter.
     """
     import torch
     import xxhash

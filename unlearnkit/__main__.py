@@ -1,0 +1,5 @@
+"""`python -m unlearnkit`: what `accelerate launch -m unlearnkit` starts in every process."""
+
+from unlearnkit.cli import main
+
+main()

@@ -1,0 +1,259 @@
+"""The command line: thin commands over the library; everything heavy is imported inside them.
+
+Exit codes: 0 done, 1 a fault of ours, 2 a mistake of the user's (one sentence, no traceback), 130 interrupted. `--debug`
+anywhere on the line shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="unlearnkit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Make a language model forget what it must not know, keep the rest, and prove both.",
+)  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Work with data sets.")
+app.add_typer(data_app, name="data")
+
+_OVERRIDES = Annotated[
+    list[str] | None, typer.Argument(help="Settings, such as training.beta=0.05.", show_default=False)
+]
+_NAME = Annotated[str | None, typer.Option("--name", help="Name of the run's folder under runs/.")]
+_LAUNCH = Annotated[
+    str | None, typer.Option("--launch", help="Start on several processes: single, ddp, fsdp2, zero2, zero3 or a file.")
+]
+_PROCESSES = Annotated[int | None, typer.Option("--processes", help="Processes for --launch (default: one per GPU).")]
+_MODEL = Annotated[str | None, typer.Option("--model", help="The model that must forget: a folder or hub id.")]
+_FORGET = Annotated[str | None, typer.Option("--forget", help="What must go: a file, folder or hub id.")]
+_RETAIN = Annotated[str | None, typer.Option("--retain", help="What must stay: a file, folder or hub id.")]
+_METHOD = Annotated[str | None, typer.Option("--method", help="The unlearning method (`unlearnkit ls methods`).")]
+
+
+def _overrides(
+    settings: list[str] | None, model: str | None, forget: str | None, retain: str | None, method: str | None
+) -> list[str]:
+    """Short options as the dotted overrides that they stand for."""
+    import json
+
+    out = list(settings or [])
+    for key, value in (("model.path", model), ("data.forget.path", forget), ("data.retain.path", retain), ("method", method)):
+        if value is not None:
+            out.append(f"{key}={json.dumps(value)}")
+    if forget is not None and retain is None and not any(s.startswith(("data.retain", "training.retain=")) for s in out):
+        out.append("training.retain=none")
+    return out
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
+) -> None:
+    """Make a small model that knows fictitious authors, let it forget some, and report. Minutes on a CPU."""
+    os.environ["UNLEARNKIT_RUNS"] = str(out)
+    from unlearnkit.quickstart import quickstart as start
+
+    start()
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (`unlearnkit ls recipes`) or a YAML file.")],
+    settings: _OVERRIDES = None,
+    model: _MODEL = None,
+    forget: _FORGET = None,
+    retain: _RETAIN = None,
+    method: _METHOD = None,
+    name: _NAME = None,
+    launch: _LAUNCH = None,
+    processes: _PROCESSES = None,
+) -> None:
+    """Train, evaluate and report. The same command goes on where a killed run stopped."""
+    _relaunch(launch, processes)
+    from unlearnkit.commands import run_recipe
+
+    run_recipe(recipe, _overrides(settings, model, forget, retain, method), name)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")],
+    settings: _OVERRIDES = None,
+    model: _MODEL = None,
+    forget: _FORGET = None,
+    retain: _RETAIN = None,
+    method: _METHOD = None,
+    name: _NAME = None,
+    launch: _LAUNCH = None,
+    processes: _PROCESSES = None,
+) -> None:
+    """Train only."""
+    _relaunch(launch, processes)
+    from unlearnkit.commands import run_recipe
+
+    run_recipe(recipe, _overrides(settings, model, forget, retain, method), name, stages=("train",))
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Any checkpoint: a folder, a run, an adapter or a hub id.")],
+    suite: Annotated[str, typer.Option(help="A shipped suite (`unlearnkit ls suites`) or a YAML file.")] = "tofu",
+    split: Annotated[str | None, typer.Option(help="The suite's split, such as forget10.")] = None,
+    reference: Annotated[str | None, typer.Option(help="The retain model, its run or its evaluation folder.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Override the suite's data, such as root=FOLDER or forget=mine.jsonl.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for records and summary.")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Padded tokens in one forward pass.", min=1)] = 16384,
+) -> None:
+    """Evaluate a model with a suite and print its metrics."""
+    from unlearnkit.commands import evaluate_model
+
+    evaluate_model(model, suite, split, reference, data or [], output, batch_tokens)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run or evaluation folders; several are compared.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
+) -> None:
+    """Write report.html, report.md and summary.json from records alone: no model, no GPU."""
+    from unlearnkit.reporting import write_report
+
+    written = write_report([str(r) for r in runs], out)
+    typer.echo(f"Wrote {written.html}, {written.markdown} and {written.summary}")
+
+
+@app.command()
+def ls(
+    what: Annotated[str | None, typer.Argument(help="recipes, suites, methods or launch (default: all).")] = None,
+) -> None:
+    """List what is shipped, a line each."""
+    from unlearnkit.listing import listing
+
+    listing(what)
+
+
+@app.command()
+def cp(
+    name: Annotated[str, typer.Argument(help="A shipped recipe, suite or launch file.")],
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    force: Annotated[bool, typer.Option(help="Overwrite the file.")] = False,
+) -> None:
+    """Copy a shipped file, to be edited and run by its path."""
+    from unlearnkit.listing import copy
+
+    copy(name, target, force=force)
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")],
+    settings: _OVERRIDES = None,
+    model: _MODEL = None,
+    forget: _FORGET = None,
+    retain: _RETAIN = None,
+    method: _METHOD = None,
+) -> None:
+    """Validate a recipe and its data without loading a model, and say what would be trained."""
+    from unlearnkit.check import check_recipe
+
+    check_recipe(recipe, _overrides(settings, model, forget, retain, method))
+
+
+@data_app.command("export")
+def export(
+    name: Annotated[str, typer.Argument(help="The built-in benchmark: fictional.")],
+    folder: Annotated[Path, typer.Argument(help="Folder for one JSON-lines file per split.")],
+) -> None:
+    """Write a built-in benchmark out as JSON lines."""
+    from unlearnkit.errors import DataError
+
+    if name != "fictional":
+        raise DataError(f"there is no built-in benchmark {name!r}; use fictional")
+    from unlearnkit.data.fictional import export as write
+
+    paths = write(folder)
+    typer.echo(f"Wrote {len(paths)} files to {folder}")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from unlearnkit import __version__
+
+    typer.echo(__version__)
+
+
+def _relaunch(launch: str | None, processes: int | None) -> None:
+    """Start this very command again under accelerate, once."""
+    if launch is None or os.environ.get("UNLEARNKIT_LAUNCHED"):
+        return
+    from unlearnkit.launcher import launch_command
+
+    command = launch_command(launch, processes, sys.argv[1:])
+    os.environ["UNLEARNKIT_LAUNCHED"] = "1"
+    os.execvp(command[0], command)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    # Every process of a distributed run meets the same mistake; one of them says so.
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def main() -> None:
+    """The entry point: runs a command and turns errors into one sentence and an exit code."""
+    debug = "--debug" in sys.argv
+    sys.argv = [a for a in sys.argv if a != "--debug"]
+    # No library that we use phones home on our account.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from unlearnkit.errors import UserError
+
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        if debug:
+            raise
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on where it stopped", 130)
+    except Exception as error:
+        _other_error(error, debug)
+
+
+def _other_error(error: Exception, debug: bool) -> None:
+    import click
+
+    if isinstance(error, click.ClickException):
+        error.show()
+        sys.exit(error.exit_code)
+    if isinstance(error, click.Abort):
+        sys.exit(130)
+    if debug:
+        raise error
+    if _no_space(error):
+        _fail("the disk is full; free some space and run the same command again: it goes on where it stopped", 2)
+    _fail(f"{type(error).__name__}: {error} (a fault of ours: please report it with the output of --debug)", 1)
+
+
+def _no_space(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error, however a library has wrapped it."""
+    import errno
+
+    seen: list[Any] = []
+    while error is not None and error not in seen:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            return True
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What the commands `run`, `train` and `eval` do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from unlearnkit.errors import UserError
+from unlearnkit.recipe import Recipe, load_recipe
+from unlearnkit.run import RunDir, run_dir, runs_folder
+
+console = Console(soft_wrap=True, highlight=False)
+ALL = ("train", "evaluate", "report")
+
+
+def say(text: str) -> None:
+    """Print a line, from one process of several."""
+    if os.environ.get("RANK", "0") == "0":
+        console.print(text, markup=False)
+
+
+def run_recipe(name: str, overrides: Sequence[str], run_name: str | None, *, stages: Sequence[str] = ALL) -> Path:
+    """Run a recipe, first of all the ones that it needs; returns the run's folder."""
+    recipe = load_recipe(name, overrides)
+    for needed in recipe.needs:
+        if not (RunDir(runs_folder() / needed.replace("/", "-")).model).is_dir():
+            say(f"{recipe.name} needs {needed}, which has not been run yet: running it first")
+            run_recipe(needed, _passed_on(overrides), None, stages=("train",))
+    own = tuple(o for o in overrides if not o.startswith("data.root="))
+    return run_one(recipe, run_dir(recipe, own, run_name), stages)
+
+
+def _passed_on(overrides: Sequence[str]) -> list[str]:
+    """Where the data lie holds for every recipe of a benchmark; other settings are one recipe's own."""
+    return [o for o in overrides if o.startswith("data.root=")]
+
+
+def run_one(recipe: Recipe, run: RunDir, stages: Sequence[str] = ALL, *, progress: bool = True) -> Path:
+    """The stages of one recipe in one folder."""
+    quiet()
+    from unlearnkit.pipeline import Pipeline, suite_of
+
+    pipeline = Pipeline(recipe, run, say, progress)
+    suite_of(recipe)  # names are checked before a model is loaded
+    pipeline.train()
+    if "evaluate" in stages:
+        found = pipeline.evaluate()
+        if found:
+            print_metrics({role: e.metrics for role, e in found.items()})
+    if "report" in stages and recipe.evaluation.suite is not None:
+        path = pipeline.report()
+        if path is not None:
+            say(f"Report: {path}")
+    return run.root
+
+
+def evaluate_model(
+    model: str, suite: str, split: str | None, reference: str | None, data: Sequence[str], output: Path | None,
+    batch_tokens: int,
+) -> None:  # fmt: skip
+    """Evaluate any model and print its metrics."""
+    quiet()
+    from unlearnkit.evaluation.runner import evaluate
+    from unlearnkit.pipeline import evaluation_or_model
+    from unlearnkit.run import resolve_path
+    from unlearnkit.yamlfile import parse_yaml
+
+    overrides: dict[str, Any] = {}
+    for item in data:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--data {item!r} is not key=value; write --data root=FOLDER or --data forget=FILE")
+        overrides[key] = parse_yaml(value, f"--data {key}", numbered=False).values[""]
+    if split is not None:
+        overrides["split"] = split
+    path = evaluation_or_model(str(resolve_path(model)))
+    other = None if reference is None else evaluation_or_model(str(resolve_path(reference)))
+    folder = output or Path("evaluations") / f"{Path(model).name.replace(':', '-')}-{Path(suite).stem}"
+    found = evaluate(
+        path, suite=suite, data=overrides, reference=other, output=folder, batch_tokens=batch_tokens, label=Path(model).name
+    )
+    print_metrics({Path(model).name: found.metrics})
+    say(f"Records: {folder}")
+
+
+def print_metrics(found: dict[str, Any]) -> None:
+    """A table of metrics, a column per model; what could not be measured is named below."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    order = [role for role in ("target", "unlearned", "retain") if role in found] or list(found)
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("metric")
+    for role in order:
+        table.add_column(role, justify="right")
+    names = next(iter(found.values()))
+    for name in names:
+        cells = [found[role].get(name) for role in order]
+        table.add_row(name, *("" if c is None else _number(c.value) if c.measured else "–" for c in cells))
+    console.print(table)
+    main = found.get("unlearned", next(iter(found.values())))
+    for name, metric in main.items():
+        if not metric.measured and metric.note:
+            console.print(f"{name}: {metric.note}", markup=False)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
+
+
+def quiet() -> None:
+    """Libraries' own progress bars and notices are left out; ours say what matters."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

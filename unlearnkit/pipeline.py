@@ -1,0 +1,279 @@
+"""A recipe's way: train, evaluate, report. Every stage is skipped if its result lies there already."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearnkit.errors import RecipeError
+from unlearnkit.evaluation.runner import Evaluation, evaluate, versions
+from unlearnkit.evaluation.suite import Suite, load_suite
+from unlearnkit.files import fingerprint
+from unlearnkit.recipe import Recipe
+from unlearnkit.run import RunDir, claim, device_name, model_identity, peak_memory_bytes, resolve_path
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Pipeline:
+    """One recipe in one run folder.
+
+    Args:
+        recipe: the resolved recipe.
+        run: its folder.
+        say: told what happens, a line at a time.
+        progress: show progress bars.
+    """
+
+    recipe: Recipe
+    run: RunDir
+    say: Say = print
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        self.model_path = resolve_path(self.recipe.model.path)
+
+    # ---- Train -------------------------------------------------------------------------------------------------
+
+    def load_streams(self) -> dict[str, Any]:
+        """The recipe's streams as canonical data sets."""
+        from unlearnkit.data.streams import load_stream
+
+        data = self.recipe.data
+        return {name: load_stream(specs, root=data.root, name=name) for name, specs in data.streams.items()}
+
+    def train(self) -> dict[str, Any]:
+        """Train and save, or take what is there; returns the manifest."""
+        streams = self.load_streams()
+        inputs: dict[str, Any] = {f"data.{name}": _content(data) for name, data in streams.items()}
+        inputs["model"] = model_identity(self.model_path)
+        manifest = claim(self.run, self.recipe, inputs) if _is_main() else (self.run.read_manifest() or {})
+        if manifest.get("status") in ("trained", "complete") and self.run.model.is_dir():
+            self.say(f"{self.recipe.name}: already trained, using {self.run.model}")
+            return manifest
+        started = time.perf_counter()
+        trainer = self._trainer(streams)
+        before = trainer.target_fingerprint
+        self.say(f"{self.recipe.name}: {self._what(trainer)}")
+        trainer.train(resume_from_checkpoint=self._checkpoint())
+        self._save(trainer)
+        entries = self._facts(trainer, before, time.perf_counter() - started)
+        del trainer
+        gc.collect()
+        return self.run.update_manifest(**entries) if _is_main() else entries
+
+    def _trainer(self, streams: Mapping[str, Any]) -> Any:
+        from unlearnkit import lookup
+        from unlearnkit.training.callbacks import LogFile
+        from unlearnkit.training.progress import QuietProgress, keep_quiet
+
+        recipe, entry = self.recipe, lookup.method(self.recipe.method)
+        model, tokenizer = self.load_target(streams)
+        settings = {
+            "max_length": recipe.data.max_length, "truncate": recipe.data.truncate,
+            "allow_overlap": recipe.data.allow_overlap, **recipe.training,
+        }  # fmt: skip
+        try:
+            args = entry.config(
+                output_dir=str(self.run.checkpoints), seed=recipe.seed, disable_tqdm=True, **settings
+            )
+        except (ValueError, TypeError, ImportError) as error:
+            raise RecipeError(f"{recipe.source}: training cannot be set up: {_first_line(error)}") from error
+        trainer = entry.trainer(
+            model=model, args=args, streams=streams, mix=recipe.data.mix, template=recipe.data.template,
+            processing_class=tokenizer, peft_config=self._peft_config(),
+        )  # fmt: skip
+        keep_quiet(trainer)
+        trainer.add_callback(LogFile(self.run.log))
+        trainer.add_callback(QuietProgress(self.recipe.name, enabled=self.progress and _is_main()))
+        return trainer
+
+    def load_target(self, streams: Mapping[str, Any]) -> tuple[Any, Any]:
+        """The target model and its tokenizer, loaded or made."""
+        from unlearnkit.models import load, tiny
+
+        spec = self.recipe.model
+        if spec.create is not None:
+            create = spec.create
+            chosen = create.tokenizer_streams or list(streams)
+            texts = (text for name in chosen for row in streams[name] for text in texts_of(row))
+            tokenizer = tiny.train_tokenizer(texts, vocab_size=create.vocab_size)
+            model = tiny.create_model(
+                tokenizer, hidden_size=create.hidden_size, num_layers=create.num_layers, num_heads=create.num_heads,
+                intermediate_size=create.intermediate_size, max_position_embeddings=create.max_position_embeddings,
+                seed=create.seed,
+            )  # fmt: skip
+            return model, tokenizer
+        assert self.model_path is not None
+        tokenizer = load.load_tokenizer(spec.tokenizer or self.model_path, revision=spec.revision)
+        model = load.load_model(
+            self.model_path, dtype=spec.dtype, attn_implementation=spec.attn_implementation, revision=spec.revision
+        )
+        return model, tokenizer
+
+    def _peft_config(self) -> Any:
+        if self.recipe.model.lora is None:
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", **self.recipe.model.lora})
+
+    def _checkpoint(self) -> str | None:
+        from unlearnkit.training.callbacks import last_complete_checkpoint, remove_incomplete_checkpoints
+
+        if _is_main():
+            for path in remove_incomplete_checkpoints(self.run.checkpoints):
+                self.say(f"{self.recipe.name}: {path.name} was not written to the end and is left out")
+        found = last_complete_checkpoint(self.run.checkpoints)
+        if found is not None:
+            self.say(f"{self.recipe.name}: going on from {found.name}")
+        return None if found is None else str(found)
+
+    def _save(self, trainer: Any) -> None:
+        """Write the model under a temporary name, then give it its own."""
+        from unlearnkit.models.card import write_card
+
+        unfinished = self.run.root / "model.part"
+        if _is_main():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        trainer.save_model(str(unfinished))
+        trainer.accelerator.wait_for_everyone()
+        if _is_main():
+            (unfinished / "training_args.bin").unlink(missing_ok=True)
+            write_card(unfinished, self.recipe, self.model_path)
+            unfinished.rename(self.run.model)
+        trainer.accelerator.wait_for_everyone()
+
+    def _what(self, trainer: Any) -> str:
+        rows = ", ".join(f"{len(t.rows)} {name}" for name, t in trainer.tokenized.items())
+        trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        reference = "" if trainer.reference_name == "none" else f", reference {trainer.reference_name}"
+        return f"{self.recipe.method} on {rows} examples, {trained:,} trainable parameters{reference}"
+
+    def _facts(self, trainer: Any, before: str, seconds: float) -> dict[str, Any]:
+        from unlearnkit.data.streams import describe_source
+        from unlearnkit.models.load import model_fingerprint
+
+        specs = self.recipe.data.streams
+        return {
+            "status": "trained",
+            "seconds": {"train": round(seconds, 2)},
+            "versions": versions(),
+            "device": device_name(),
+            "processes": trainer.accelerator.num_processes,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "reference": trainer.reference_name,
+            "data": {
+                name: {
+                    "source": describe_source(specs[name], self.recipe.data.root), "fingerprint": t.fingerprint,
+                    "examples": len(t.rows), "tokens": t.num_tokens, "target_tokens": t.num_target_tokens,
+                    "cut_rows": t.cut_rows, "split_rows": t.split_rows,
+                }
+                for name, t in trainer.tokenized.items()
+            },
+            "model": {
+                "path": self.model_path, "fingerprint": before,
+                "parameters": sum(p.numel() for p in trainer.model.parameters()),
+                "trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            },
+            "unlearned_model": {"fingerprint": model_fingerprint(trainer.accelerator.unwrap_model(trainer.model))},
+            "steps": trainer.state.global_step,
+            "tokens_seen": int(trainer.state.total_flos // max(1, 6 * trainer.model.num_parameters(exclude_embeddings=True))),
+        }  # fmt: skip
+
+    # ---- Evaluate ----------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, Evaluation]:
+        """Evaluate the unlearned model, the target model before it, and the retain model where there is one."""
+        suite, spec = suite_of(self.recipe), self.recipe.evaluation
+        if suite is None:
+            return {}
+        started = time.perf_counter()
+        common = {
+            "suite": suite, "template": self.recipe.data.template, "batch_tokens": spec.batch_tokens,
+            "max_new_tokens": spec.max_new_tokens, "progress": self.progress,
+        }  # fmt: skip
+        found: dict[str, Evaluation] = {}
+        reference = resolve_path(spec.reference)
+        if reference is not None:
+            found["retain"] = self._one("retain", "retain model", reference, None, common)
+        retain = found.get("retain")
+        if spec.before and self.model_path is not None:
+            found["target"] = self._one("target", "target model", self.model_path, retain, common)
+        label = self.recipe.name.rsplit("/", 1)[-1]
+        found["unlearned"] = self._one("unlearned", label, str(self.run.model), retain, common)
+        if _is_main():
+            seconds = {"evaluate": round(time.perf_counter() - started, 2)}
+            self.run.update_manifest(status="complete", seconds=seconds, versions=versions())
+        return found
+
+    def _one(self, role: str, label: str, model: str, retain: Evaluation | None, common: dict[str, Any]) -> Evaluation:
+        suite = common["suite"]
+        folder = self.run.evaluation(suite.name, role)
+        return evaluate(evaluation_or_model(model), reference=retain, role=role, label=label, output=folder, **common)
+
+    # ---- Report ------------------------------------------------------------------------------------------------
+
+    def report(self) -> Path | None:
+        """Write the report from what lies in the folder."""
+        if not _is_main():
+            return None
+        from unlearnkit.reporting import write_report
+
+        return write_report(self.run.root, None).html
+
+
+def suite_of(recipe: Recipe) -> Suite | None:
+    """The recipe's suite; data sets that it leaves open are the recipe's own streams, as is the root."""
+    spec, own = recipe.evaluation, recipe.data
+    if spec.suite is None:
+        return None
+    data = dict(spec.data)
+    if spec.split is not None:
+        data["split"] = spec.split
+    if own.root is not None:
+        data.setdefault("root", own.root)
+    suite = load_suite(spec.suite, data)
+    for name, sources in suite.data.items():
+        if not sources and name in own.streams:
+            suite.data[name] = list(own.streams[name])
+    return suite
+
+
+def evaluation_or_model(path: str) -> str:
+    """A run's folder stands for its model."""
+    inner = Path(path) / "model"
+    return str(inner) if not (Path(path) / "config.json").exists() and inner.is_dir() else path
+
+
+def _content(data: Any) -> str:
+    """Names a data set by its rows."""
+    return fingerprint([list(map(str, row.values())) for row in data])
+
+
+def texts_of(row: Mapping[str, Any]) -> list[str]:
+    """All text of a row, for training a tokenizer."""
+    out: list[str] = []
+    for key in ("prompt", "completion", "text", "messages"):
+        value = row.get(key)
+        if isinstance(value, str):
+            out.append(value)
+        elif value:
+            out += [str(m["content"]) for m in value]
+    return out
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _is_main() -> bool:
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)

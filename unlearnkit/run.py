@@ -1,0 +1,163 @@
+"""The run directory: where things lie, what decided them, and whether they can be used again."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearnkit.errors import UserError
+from unlearnkit.files import fingerprint, read_json, write_atomic, write_json
+from unlearnkit.recipe import Recipe
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths inside one run's folder."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """Versions, seeds, fingerprints, costs."""
+        return self.root / "manifest.json"
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object a logged step."""
+        return self.root / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What an interrupted training goes on from."""
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Adapter or full weights, tokenizer, model card."""
+        return self.root / "model"
+
+    def evaluation(self, suite: str, role: str = "unlearned") -> Path:
+        """Records and summary of one evaluation; the unlearned model's folder has the suite's bare name."""
+        return self.root / "eval" / (suite if role == "unlearned" else f"{suite}@{role}")
+
+    def read_manifest(self) -> dict[str, Any] | None:
+        """The manifest, or None before the first stage is done."""
+        return dict(read_json(self.manifest)) if self.manifest.exists() else None
+
+    def update_manifest(self, **entries: Any) -> dict[str, Any]:
+        """Merge entries into the manifest; mappings are merged one level deep."""
+        manifest = self.read_manifest() or {"format": _FORMAT}
+        for key, value in entries.items():
+            old = manifest.get(key)
+            manifest[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        write_json(self.manifest, manifest)
+        return manifest
+
+
+def runs_folder() -> Path:
+    """Where runs are put: $UNLEARNKIT_RUNS, else ./runs."""
+    return Path(os.environ.get("UNLEARNKIT_RUNS") or "runs")
+
+
+def run_dir(recipe: Recipe, overrides: tuple[str, ...] = (), name: str | None = None) -> RunDir:
+    """The folder of a recipe's run: named after the recipe, with a short hash where overrides change it."""
+    if name is None and recipe.output is not None:
+        return RunDir(Path(recipe.output))
+    slug = (name or recipe.name).replace("/", "-")
+    if name is None and overrides:
+        slug += f"-{fingerprint(sorted(overrides))[:6]}"
+    return RunDir(runs_folder() / slug)
+
+
+def resolve_path(path: str | None) -> str | None:
+    """`run:tofu_tiny/target` -> the model folder of that run; other paths stay.
+
+    Raises:
+        UserError: that run has not been made.
+    """
+    if path is None or not path.startswith("run:"):
+        return path
+    name = path.removeprefix("run:")
+    found = RunDir(runs_folder() / name.replace("/", "-"))
+    if not (found.model / "config.json").exists() and not (found.model / "adapter_config.json").exists():
+        raise UserError(f"{path}: there is no model in {found.model}; make it first with `unlearnkit run {name}`")
+    return str(found.model)
+
+
+def claim(run: RunDir, recipe: Recipe, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Start or continue a run in its folder; returns the manifest.
+
+    Raises:
+        UserError: the folder holds a run of another recipe, of other data or of another target model.
+    """
+    identity = {"recipe": recipe.fingerprint, **inputs}
+    manifest = run.read_manifest()
+    if manifest is not None:
+        old = manifest.get("identity", {})
+        changed = sorted(k for k in {*identity, *old} if identity.get(k) != old.get(k))
+        if changed:
+            what = ", ".join({"recipe": "the recipe or its settings"}.get(k, k) for k in changed)
+            raise UserError(
+                f"{run.root} holds a run that was made with something else ({what} changed since); "
+                "choose another folder with --name, or remove it"
+            )
+        return manifest
+    write_atomic(run.recipe, recipe.to_yaml())
+    return run.update_manifest(
+        name=recipe.name, recipe=str(recipe.source), method=recipe.method, identity=identity, seed=recipe.seed,
+        status="started", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), git=git_state(),
+    )  # fmt: skip
+
+
+def model_identity(path: str | None) -> str | None:
+    """Names a model folder without reading its weights: names, sizes and times of its files; a hub id is itself."""
+    if path is None or not Path(path).is_dir():
+        return path
+    files = sorted(p for p in Path(path).iterdir() if p.suffix in (".safetensors", ".json", ".bin"))
+    return fingerprint([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the working folder, and whether it has changes; None outside a repository."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(status)}
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that was in use: of the GPU where there is one, else of the process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_name() -> str:
+    """The accelerator's name, or the number of CPU threads."""
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(0))
+    return f"CPU, {torch.get_num_threads()} thread(s)"
