@@ -1,0 +1,27 @@
+"""Fixtures: a complete run made once, and the generator for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated_runs import SHAPES, Shape, make_run
+
+
+@pytest.fixture(scope="session")
+def complete_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A forgotten run with all three models; tests must not change it."""
+    return make_run(tmp_path_factory.mktemp("runs") / "npo")
+
+
+@pytest.fixture(scope="session")
+def make() -> Any:
+    """The generator itself."""
+    return make_run
+
+
+@pytest.fixture(scope="session")
+def shapes() -> dict[str, Shape]:
+    """How the three models answer by default; `dataclasses.replace` makes another."""
+    return SHAPES

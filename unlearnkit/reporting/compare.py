@@ -1,0 +1,145 @@
+"""Several runs in one report: a table, one plot, the verdicts, and the settings that differ."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from unlearnkit import __version__
+from unlearnkit.reporting.glossary import glossary
+from unlearnkit.reporting.html import QUALITY_CAPTION, ROUGE_CAPTION, ROUGE_LEAD, plane_plot, static
+from unlearnkit.reporting.numbers import MISSING, number, p_value, seconds
+from unlearnkit.reporting.page import SUMMARY_FORMAT, summary
+from unlearnkit.reporting.seeds import seed_groups
+from unlearnkit.reporting.story import NOT_SHOWN
+from unlearnkit.reporting.tables import Cell, cell, extra_cell
+from unlearnkit.reporting.templating import render
+from unlearnkit.reporting.verdict import verdict_of
+from unlearnkit.reporting.views import RunView
+
+COLUMNS = (
+    ("Forget quality (p)", "forget_quality"),
+    ("Model utility", "model_utility"),
+    ("Forget ROUGE-L", "forget_rouge"),
+    ("Forget probability", "forget_probability"),
+    ("Retain ROUGE-L", "retain_rouge"),
+)
+LEAD = "Every run as one point, with the target and the retain models they share."
+
+
+def comparison(runs: list[RunView]) -> dict[str, Any]:
+    """The content of a comparison, without plots."""
+    verdicts: list[dict[str, Any]] = [
+        {"name": name, "verdict": verdict_of(run)} for name, run in zip(_names(runs), runs, strict=True)
+    ]
+    rows = []
+    for entry, run in zip(verdicts, runs, strict=True):
+        cells = [cell(run.main.metrics.get(metric)) for _, metric in COLUMNS]
+        cells.insert(1, extra_cell(run.main.metrics.get("forget_quality"), "statistic"))
+        time = (run.manifest.get("seconds") or {}).get("train")
+        cells.append(Cell(seconds(time), time))
+        rows.append({"name": entry["name"], "label": run.main.label, "cells": cells})
+    heads = [title for title, _ in COLUMNS]
+    return {
+        "version": __version__,
+        "title": f"{len(runs)} runs compared",
+        "subtitle": ", ".join(entry["name"] for entry in verdicts),
+        "heads": [heads[0], "Distance D", *heads[1:], "Training"],
+        "rows": rows,
+        "seed_rows": _seed_rows(runs),
+        "verdicts": verdicts,
+        "cautions": _cautions(runs),
+        "differences": differences([run.recipe for run in runs]),
+        "gaps": [f"{name}: {gap}" for name, run in zip(_names(runs), runs, strict=True) for gap in run.gaps],
+        "limits": NOT_SHOWN,
+        "glossary": glossary(name for run in runs for name in run.main.metrics),
+    }
+
+
+def _seed_rows(runs: list[RunView]) -> list[dict[str, Any]]:
+    """Mean and range over the seeds of one recipe, in the columns of the table; p-values are not averaged."""
+    rows = []
+    for group in seed_groups(runs, _names(runs), [metric for _, metric in COLUMNS]):
+        n = len(group.runs)
+        cells = []
+        for _, metric in COLUMNS:
+            mean, low, high = group.spread.get(metric, (math.nan, math.nan, math.nan))
+            if math.isnan(mean):
+                cells.append(Cell(MISSING))
+            elif metric == "forget_quality":
+                cells.append(Cell(f"{p_value(low)} to {p_value(high)}", None, "range, not averaged", n))
+            else:
+                cells.append(Cell(number(mean), mean, f"{number(low)} to {number(high)}", n))
+        cells.insert(1, Cell(MISSING))
+        rows.append({"name": f"Mean of {n} seeds", "label": ", ".join(group.runs), "cells": cells})
+    return rows
+
+
+def compare_html(runs: list[RunView], content: dict[str, Any]) -> str:
+    """The comparison as one self-contained page."""
+    plane, by_quality = plane_plot(runs)
+    return render(
+        "compare.html.j2",
+        **content,
+        css=static("style.css.j2"),
+        plane=Markup(plane),
+        plane_lead=LEAD if by_quality else f"{LEAD} {ROUGE_LEAD}",
+        plane_caption=QUALITY_CAPTION if by_quality else ROUGE_CAPTION,
+    )
+
+
+def compare_summary(runs: list[RunView], content: dict[str, Any]) -> dict[str, Any]:
+    """The comparison for machines: the summary of every run."""
+    entries = [
+        summary(run, entry["verdict"]) | {"name": entry["name"]}
+        for run, entry in zip(runs, content["verdicts"], strict=True)
+    ]
+    return {"format": SUMMARY_FORMAT, "cautions": content["cautions"], "runs": entries}
+
+
+def differences(recipes: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Dotted settings that are not the same in all recipes, in the order of the first one that has them."""
+    flat = [_flat(recipe) for recipe in recipes]
+    keys = dict.fromkeys(key for recipe in flat for key in recipe)
+    table = [(key, [recipe.get(key, MISSING) for recipe in flat]) for key in keys]
+    return [(key, values) for key, values in table if len(set(values)) > 1]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            found |= _flat(item, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = item if isinstance(item, str) else json.dumps(item, default=str)
+    return found
+
+
+def _names(runs: list[RunView]) -> list[str]:
+    """The runs' names, with their folder where two have the same."""
+    names = [run.name for run in runs]
+    return [
+        name if names.count(name) == 1 else f"{name} ({run.folder})"
+        for name, run in zip(names, runs, strict=True)
+    ]
+
+
+def _cautions(runs: list[RunView]) -> list[str]:
+    cautions = [
+        f"{name}: {caution}" for name, run in zip(_names(runs), runs, strict=True) for caution in run.cautions
+    ]
+    for part, what in (("data", "data"), ("template", "prompt template")):
+        if len({json.dumps(run.main.fingerprint(part), sort_keys=True) for run in runs}) > 1:
+            cautions.append(
+                f"the runs were not evaluated with the same {what}, so their numbers do not compare"
+            )
+    targets = {json.dumps(run.target.fingerprint("model")) for run in runs if run.target}
+    if len(targets) > 1:
+        cautions.append("the runs do not start from the same target model")
+    if len({run.suite for run in runs}) > 1:
+        cautions.append("the runs were evaluated with different suites")
+    return cautions

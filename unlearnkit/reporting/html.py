@@ -1,0 +1,135 @@
+"""report.html: one file with its style, plots, data and script inside; it loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from markupsafe import Markup
+
+from unlearnkit.reporting import plots
+from unlearnkit.reporting.answers import truth_ratio_samples
+from unlearnkit.reporting.tables import PARTS
+from unlearnkit.reporting.templating import json_for_script, render
+from unlearnkit.reporting.views import ROLES, EvalView, RunView
+
+QUALITY_LEAD = (
+    "Forgetting is good when the curves of the unlearned model and of the retain model agree; keeping "
+    "is good when model utility is as high as before."
+)
+QUALITY_CAPTION = (
+    "Up: harder to tell apart from a model that never saw the examples. Right: more is kept. Lines show 95 % "
+    "intervals. The retain model has p = 1 by definition."
+)
+ROUGE_LEAD = (
+    "Forget quality was not measured; this is weaker evidence: how much of the answers is repeated "
+    "word for word."
+)
+ROUGE_CAPTION = "Down: repeats fewer of the forgotten answers. Right: repeats more of the answers to keep."
+
+
+def run_html(run: RunView, content: dict[str, Any]) -> str:
+    """The report of one run; `content` is what `page.page` gathered."""
+    plane, by_quality = plane_plot([run])
+    samples, note = truth_ratio_samples(run)
+    labels = {role: view.title for role, view in run.evaluations.items()}
+    quality = run.main.metrics.get("forget_quality")
+    distance = (quality.extra.get("statistic") if quality else None) or math.nan
+    truth = plots.truth_ratio_curves(samples, labels, distance) if samples else ""
+    roles = [role for role in ROLES if role in run.evaluations]
+    parts = {role: [run.evaluations[role].value(name) for name, _ in PARTS] for role in roles}
+    bars = plots.utility_bars([title for _, title in PARTS], parts, labels) if content["parts"] else ""
+    return render(
+        "run.html.j2",
+        **content,
+        css=static("style.css.j2"),
+        js=static("table.js.j2"),
+        plane=Markup(plane),
+        plane_lead=QUALITY_LEAD if by_quality else ROUGE_LEAD,
+        plane_caption=QUALITY_CAPTION if by_quality else ROUGE_CAPTION,
+        truth_plot=Markup(truth),
+        truth_caption=_truth_caption(roles, note),
+        parts_plot=Markup(bars),
+        curves=Markup(plots.training_curves(run.log)),
+        examples=json_for_script(
+            {"roles": roles, "main": run.main.role, "compared": content["compared"], "rows": content["rows"]}
+        ),
+    )
+
+
+def static(name: str) -> Markup:
+    """A style sheet or a script of ours."""
+    return Markup(render(name).rstrip())
+
+
+def _truth_caption(roles: list[str], note: str) -> str:
+    text = (
+        "For every value of the truth ratio: the share of forget examples below it. Curves on the left "
+        "belong to a "
+        "model that knows the right answers."
+    )
+    if "unlearned" in roles and "retain" in roles:
+        text += (
+            " The black bar is D, the widest gap between unlearned and retain; forget quality asks whether "
+            "it is chance."
+        )
+    return f"{text} {note}".strip()
+
+
+def plane_plot(runs: list[RunView]) -> tuple[str, bool]:
+    """Forgetting against keeping for one or many runs, and whether it is drawn with forget quality.
+
+    Without forget quality or utility of any run ROUGE-L takes their place; empty where that is missing too.
+    """
+    views = _distinct_views(runs)
+    points = [point for view, label in views if (point := _quality_point(view, label))]
+    if any(point.role == "unlearned" for point in points):
+        return plots.quality_against_utility(points, wide=len(runs) > 1), True
+    points = [
+        plots.Point(
+            label,
+            view.role,
+            view.value("retain_rouge"),
+            view.value("forget_rouge"),
+            *_interval(view, "retain_rouge"),
+            *_interval(view, "forget_rouge"),
+        )
+        for view, label in views
+    ]
+    points = [point for point in points if not math.isnan(point.x) and not math.isnan(point.y)]
+    return (plots.rouge_plane(points, wide=len(runs) > 1), False) if points else ("", False)
+
+
+def _distinct_views(runs: list[RunView]) -> list[tuple[EvalView, str]]:
+    """Each model once with its label: runs that start from one target model share its point."""
+    found: dict[Any, tuple[EvalView, str]] = {}
+    for run in runs:
+        for role, view in run.evaluations.items():
+            main = view is run.main and len(runs) > 1
+            key = (
+                (role, run.folder) if main else (role, view.fingerprint("model"), view.value("model_utility"))
+            )
+            found.setdefault(key, (view, run.name if main else view.title))
+    return list(found.values())
+
+
+def _quality_point(view: EvalView, label: str) -> plots.Point | None:
+    utility = view.value("model_utility")
+    quality = view.metrics.get("forget_quality")
+    if math.isnan(utility):
+        return None
+    if quality and quality.measured:
+        value = quality.extra.get("log10_p")
+        y = float(value) if value is not None else math.log10(quality.value)
+        ends = [quality.extra.get(f"log10_p_{end}") for end in ("low", "high")]
+        low, high = (math.nan if end is None else float(end) for end in ends)
+    elif view.role == "retain":
+        y, low, high = 0.0, math.nan, math.nan
+    else:
+        return None
+    return plots.Point(label, view.role, utility, y, *_interval(view, "model_utility"), low, high)
+
+
+def _interval(view: EvalView, name: str) -> tuple[float, float]:
+    metric = view.metrics.get(name)
+    return (metric.low, metric.high) if metric else (math.nan, math.nan)

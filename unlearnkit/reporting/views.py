@@ -1,0 +1,102 @@
+"""What a report reads, as plain values: a metric, an evaluation of one model, a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROLES = ("target", "unlearned", "retain")
+"""The three models of a report, in the order of its tables."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of an evaluation, as its summary.json holds it.
+
+    `value`, `low` and `high` are NaN where nothing was measured; `note` then says why.
+    """
+
+    name: str
+    title: str
+    value: float
+    low: float
+    high: float
+    n: int
+    unscored: tuple[str, ...]
+    variant: str
+    note: str
+    group: str
+    extra: dict[str, Any]
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a number at all."""
+        return not math.isnan(self.value)
+
+
+@dataclass(frozen=True)
+class EvalView:
+    """One evaluated model: its summary and its records."""
+
+    folder: Path
+    role: str
+    label: str
+    summary: dict[str, Any]
+    metrics: dict[str, Metric]
+    records: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        """What the model is, and what it is called where it has a name of its own."""
+        named = self.label != self.role
+        return f"{self.role.capitalize()}: {self.label}" if named else f"{self.role.capitalize()} model"
+
+    def value(self, name: str) -> float:
+        """The value of a metric; NaN where it was not measured."""
+        metric = self.metrics.get(name)
+        return metric.value if metric else math.nan
+
+    def fingerprint(self, part: str) -> Any:
+        """The fingerprint of "model", "data", "tokenizer" or "template"; None where it was not recorded."""
+        return (self.summary.get("fingerprint") or {}).get(part)
+
+
+@dataclass(frozen=True)
+class RunView:
+    """Everything a report shows about one run."""
+
+    folder: Path
+    name: str
+    suite: str
+    main: EvalView
+    evaluations: dict[str, EvalView]
+    manifest: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    gaps: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> EvalView | None:
+        """The evaluation before unlearning."""
+        return self.evaluations.get("target")
+
+    @property
+    def unlearned(self) -> EvalView | None:
+        """The evaluation after unlearning."""
+        return self.evaluations.get("unlearned")
+
+    @property
+    def retain(self) -> EvalView | None:
+        """The evaluation of the gold standard."""
+        return self.evaluations.get("retain")
+
+    @property
+    def is_run(self) -> bool:
+        """False for a single evaluation folder without a run around it."""
+        return self.folder != self.main.folder
