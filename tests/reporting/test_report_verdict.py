@@ -52,7 +52,7 @@ def test_pushed_away_instead_of_forgotten(make: Any, shapes: Any, tmp_path: Path
     assert "a model that never saw them gives them" in found.text
 
 
-@pytest.mark.parametrize("text", ["the the the the the the the the the the the", "  "])
+@pytest.mark.parametrize("text", ["the the the the the the the the the the the", "  ", "::::::"])
 def test_collapsed(make: Any, shapes: Any, tmp_path: Path, text: str) -> None:
     """Babble and silence both count, whatever forget quality says."""
     found = verdict(make(tmp_path, unlearned=replace(shapes["unlearned"], forgotten_text=text)))

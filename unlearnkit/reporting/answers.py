@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from unlearnkit.evaluation import metrics
 from unlearnkit.evaluation.metrics.fluency import repeated_share
+from unlearnkit.evaluation.metrics.rouge import unicode_tokens
 from unlearnkit.evaluation.records import ANSWER, ANSWER_LIKELIHOOD, GENERATE_ANSWER, GENERATION, select
 from unlearnkit.reporting.story import dataset_name
 from unlearnkit.reporting.views import ROLES, EvalView, RunView
@@ -24,7 +25,7 @@ REPEATING = 0.5
 
 
 def broken_answers(view: EvalView, dataset: str = "forget") -> float:
-    """Share of the generated answers that are empty or repeat themselves; NaN where nothing was generated."""
+    """Share of the generated answers that have no word or repeat themselves; NaN where nothing was generated."""
     texts = [
         text
         for text in select(view.records, GENERATE_ANSWER, dataset, GENERATION)["text"]
@@ -32,7 +33,7 @@ def broken_answers(view: EvalView, dataset: str = "forget") -> float:
     ]
     if not texts:
         return math.nan
-    return sum(not text.strip() or repeated_share(text) > REPEATING for text in texts) / len(texts)
+    return sum(not unicode_tokens(text) or repeated_share(text) > REPEATING for text in texts) / len(texts)
 
 
 def truth_ratio_samples(run: RunView) -> tuple[dict[str, NDArray[np.float64]], str]:

@@ -13,6 +13,8 @@ def number(value: float | None, digits: int = 3) -> str:
         return MISSING
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
+    if abs(value) < 1e-12:
+        value = 0.0  # rounding noise, such as the logarithm of nearly 1
     if value != 0 and abs(value) < 0.5 * 10**-digits:
         return f"{value:.1e}".replace("e-0", "e-")
     return f"{value:.{digits}f}".replace("-", "−")
