@@ -25,7 +25,7 @@ REPEATING = 0.5
 
 
 def broken_answers(view: EvalView, dataset: str = "forget") -> float:
-    """Share of the generated answers that have no word or repeat themselves; NaN where nothing was generated."""
+    """Share of the generated answers that have no word or repeat themselves; NaN where there are none."""
     texts = [
         text
         for text in select(view.records, GENERATE_ANSWER, dataset, GENERATION)["text"]
