@@ -16,9 +16,10 @@ from unlearnkit.training.logprobs import target_positions
 class TokenBatch(TypedDict, total=False):
     """Rows of one stream: int64 [B, T]; `labels` are unshifted, -100 where nothing is learned.
 
-    `target_positions` (int64 [N]) are the flat positions whose logits predict a target (see `training/logprobs.py`).
-    `position_ids` are there for left padding only, where they differ from 0..T-1. `reference_logps` (float32 [B, T],
-    aligned with `labels`) are there when reference log-probs were computed beforehand.
+    `target_positions` (int64 [N]) are the flat positions whose logits predict a target (see
+    `training/logprobs.py`). `position_ids` are there for left padding only, where they differ from 0..T-1.
+    `reference_logps` (float32 [B, T], aligned with `labels`) are there when reference log-probs were computed
+    beforehand.
     """
 
     input_ids: Tensor
@@ -29,7 +30,9 @@ class TokenBatch(TypedDict, total=False):
     reference_logps: Tensor
 
 
-def pad_rows(rows: Sequence[Mapping[str, Any]], length: int, *, pad_id: int, side: str = "right") -> TokenBatch:
+def pad_rows(
+    rows: Sequence[Mapping[str, Any]], length: int, *, pad_id: int, side: str = "right"
+) -> TokenBatch:
     """Pad token rows to `length` tokens on the given side."""
 
     def padded(key: str, fill: float, dtype: torch.dtype) -> Tensor:

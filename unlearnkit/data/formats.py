@@ -1,7 +1,8 @@
 """Rows -> `input_ids` and `labels`: the only place where text becomes tokens.
 
-A prompt is written through the tokenizer's chat template or between plain tags. Labels are -100 on the prompt and equal
-to `input_ids` on the answer and on one EOS. Labels are not shifted here (see `training/logprobs.py`).
+A prompt is written through the tokenizer's chat template or between plain tags. Labels are -100 on the prompt
+and equal to `input_ids` on the answer and on one EOS. Labels are not shifted here (see
+`training/logprobs.py`).
 """
 
 from __future__ import annotations
@@ -37,14 +38,21 @@ class Template:
 
     @classmethod
     def for_tokenizer(cls, tokenizer: Any, spec: TemplateSpec | None = None) -> Template:
-        """Raises ModelError: `kind: chat` for a tokenizer without a chat template, or a tokenizer without EOS."""
+        """Settle `auto` for this tokenizer.
+
+        Raises:
+            ModelError: `kind: chat` for a tokenizer without a chat template, or a tokenizer without EOS.
+        """
         spec = spec or TemplateSpec()
         has_template = bool(getattr(tokenizer, "chat_template", None))
         if tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer has no EOS token, so no answer could end; set tokenizer.eos_token")
+            raise ModelError(
+                "the tokenizer has no EOS token, so no answer could end; set tokenizer.eos_token"
+            )
         if spec.kind == "chat" and not has_template:
             raise ModelError(
-                "data.template.kind is chat, but the tokenizer has no chat template; use plain, or a chat model"
+                "data.template.kind is chat, but the tokenizer has no chat template; use plain, or a chat "
+                "model"
             )
         return cls(spec, chat=has_template if spec.kind == "auto" else spec.kind == "chat")
 
@@ -56,30 +64,37 @@ class Template:
         s = self.spec
         system = f"{s.system}\n" if s.system else ""
         turns = _as_messages(prompt, "user")
-        body = "".join(
-            f"{s.question_start}{m['content']}{s.question_end}"
-            if m["role"] != "assistant"
-            else f"{s.answer_start}{m['content']}{s.answer_end}\n"
-            for m in turns
-        )
-        before = system + body + s.answer_start
+        if system and turns[0]["role"] == "system":
+            system = ""  # a row's own system message comes first, as it does in a chat template
+        before = system + "".join(self._turn(m) for m in turns) + s.answer_start
         # A tokenizer joins the space before a word to that word, so the space belongs to the answer.
         stripped = before.rstrip(" ")
         return stripped, before[len(stripped) :] + _content(answer) + s.answer_end
+
+    def _turn(self, message: Mapping[str, str]) -> str:
+        """One earlier message between the plain tags."""
+        s, content = self.spec, message["content"]
+        if message["role"] == "system":
+            return f"{content}\n"
+        if message["role"] == "assistant":
+            return f"{s.answer_start}{content}{s.answer_end}\n"
+        return f"{s.question_start}{content}{s.question_end}"
 
     def _chat(self, tokenizer: Any, prompt: Any, answer: Any) -> tuple[str, str]:
         messages = _as_messages(prompt, "user")
         if self.spec.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.spec.system}, *messages]
         options = dict(self.spec.chat_template_kwargs)
-        before = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        before = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **options
+        )
         whole = tokenizer.apply_chat_template(
             [*messages, {"role": "assistant", "content": _content(answer)}], tokenize=False, **options
         )
         if whole.startswith(before):
             return before, whole[len(before) :]
-        # Templates that write the generation prompt otherwise than the turn itself (thinking models): keep the prompt
-        # that generation will see.
+        # Templates that write the generation prompt otherwise than the turn itself (thinking models): keep
+        # the prompt that generation will see.
         return before, _content(answer) + tokenizer.eos_token
 
     @property
@@ -89,7 +104,10 @@ class Template:
 
 
 def _as_messages(prompt: Any, role: str) -> list[dict[str, str]]:
-    return [{"role": role, "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    if isinstance(prompt, str):
+        return [{"role": role, "content": prompt}]
+    # A table gives every message the keys of all others, null where a message has none.
+    return [{k: v for k, v in m.items() if v is not None} for m in prompt]
 
 
 def _content(answer: Any) -> str:
@@ -101,7 +119,8 @@ class Tokenized:
     """Token rows of one stream, and what was noticed on the way."""
 
     rows: list[TokenRow]
-    #: Rows whose prompt tokens were no prefix of the whole text's tokens: prompt and answer were tokenised apart.
+    #: Rows whose prompt tokens were no prefix of the whole text's tokens: prompt and answer were tokenised
+    #: apart.
     split_rows: int = 0
     #: Rows that were cut to `max_length` (only with `truncate`).
     cut_rows: int = 0
@@ -123,16 +142,20 @@ class Tokenized:
         return fingerprint([(r["example_id"], r["input_ids"], r["labels"]) for r in self.rows])
 
 
-def tokenize_pair(tokenizer: Any, prompt_text: str, answer_text: str, *, chat: bool) -> tuple[list[int], list[int], bool]:
+def tokenize_pair(
+    tokenizer: Any, prompt_text: str, answer_text: str, *, chat: bool
+) -> tuple[list[int], list[int], bool]:
     """(prompt ids, answer ids with exactly one EOS at the end, whether the prompt was a prefix of the whole).
 
-    The whole text is tokenised at once, as at training time elsewhere, and the prompt is masked by prefix. Where the
-    prompt's tokens are no prefix (a merge across the border), both sides are tokenised apart, which is what
-    generation sees.
+    The whole text is tokenised at once, as at training time elsewhere, and the prompt is masked by prefix.
+    Where the prompt's tokens are no prefix (a merge across the border), both sides are tokenised apart, which
+    is what generation sees.
     """
     special = not chat  # a chat template writes its own BOS
-    prompt_ids = _without_eos(tokenizer, tokenizer(prompt_text, add_special_tokens=special)["input_ids"])
-    whole_ids = _without_eos(tokenizer, tokenizer(prompt_text + answer_text, add_special_tokens=special)["input_ids"])
+    prompt_ids = list(tokenizer(prompt_text, add_special_tokens=special)["input_ids"])
+    whole_ids = list(tokenizer(prompt_text + answer_text, add_special_tokens=special)["input_ids"])
+    if special:  # in a chat an EOS at the end of the prompt is the template's own
+        prompt_ids, whole_ids = _without_eos(tokenizer, prompt_ids), _without_eos(tokenizer, whole_ids)
     is_prefix = whole_ids[: len(prompt_ids)] == prompt_ids
     answer_ids = (
         whole_ids[len(prompt_ids) :]
@@ -166,7 +189,12 @@ def prompt_and_answer(row: Mapping[str, Any]) -> tuple[Any, Any]:
         messages = row["messages"]
         if messages[-1]["role"] != "assistant":
             raise DataError(
-                f"example {row['example_id']} ends with a {messages[-1]['role']} message; the last must be the assistant's"
+                f"example {row['example_id']} ends with a {messages[-1]['role']} message; the last "
+                "must be the assistant's"
+            )
+        if len(messages) < 2:
+            raise DataError(
+                f"example {row['example_id']} has no message before the assistant's; put the question there"
             )
         return list(messages[:-1]), messages[-1]["content"]
     return row["prompt"], row["completion"]
@@ -229,13 +257,13 @@ def _refuse_long(too_long: list[tuple[int, int]], max_length: int, name: str) ->
         listed = ", ".join(f"row {n} has {length} tokens" for n, length in too_long[:3])
         longest = max(length for _, length in too_long)
         raise DataError(
-            f"data.{name}: {len(too_long)} example(s) do not fit data.max_length={max_length} ({listed}); set "
-            f"data.max_length to {longest} or more, or data.truncate: true to cut the answers"
+            f"data.{name}: {len(too_long)} example(s) do not fit data.max_length={max_length} ({listed}); "
+            f"set data.max_length to {longest} or more, or data.truncate: true to cut the answers"
         )
 
 
 def _text_rows(row: Mapping[str, Any], tokenizer: Any, max_length: int) -> list[TokenRow]:
-    """A document as consecutive pieces of at most `max_length` tokens; every token but the first is a target."""
+    """A document as consecutive pieces of `max_length` tokens at most; all but the first are targets."""
     ids = _one_eos(tokenizer, _without_eos(tokenizer, tokenizer(row["text"])["input_ids"]), chat=False)
     pieces = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
     if len(pieces) > 1 and len(pieces[-1]) < 2:

@@ -1,7 +1,8 @@
 """StreamMix: which examples meet in one training item, as a pure function of (index, epoch, seed).
 
-No random state is kept anywhere, so the mixture is the same for any number of processes, for any batch size and after a
-resume. Permutations are made by hashing, not by a generator whose stream a library version could change.
+No random state is kept anywhere, so the mixture is the same for any number of processes, for any batch size
+and after a resume. Permutations are made by hashing, not by a generator whose stream a library version could
+change.
 """
 
 from __future__ import annotations
@@ -65,11 +66,13 @@ class _Anchored:
         chosen = {self.anchor: [index]}
         for stream, size in self.sizes.items():
             if stream != self.anchor:
-                chosen[stream] = [self._partner(stream, size, n, epoch) for n in self._numbers(stream, index, epoch)]
+                chosen[stream] = [
+                    self._partner(stream, size, n, epoch) for n in self._numbers(stream, index, epoch)
+                ]
         return chosen
 
     def _numbers(self, stream: str, index: int, epoch: int) -> range:
-        """The running numbers of this item's partners; a fractional ratio gives some items one more than others."""
+        """The running numbers of this item's partners; a fractional ratio gives some items one more."""
         ratio = self.ratios.get(stream, 1.0)
         per_epoch = math.ceil(ratio * len(self) - 1e-9)
         base = epoch * per_epoch if self.policy == "continue" else 0
@@ -85,7 +88,7 @@ class _Anchored:
 
 @dataclass(frozen=True)
 class _Weighted:
-    """One row an item; streams are drawn in fixed shares, rows without repetition until a stream is used up."""
+    """One row an item; streams have fixed shares, and no row repeats until its stream is used up."""
 
     sizes: Mapping[str, int]
     shares: Mapping[str, float]
@@ -100,7 +103,9 @@ class _Weighted:
         """Whole numbers that add up to the epoch size, by the largest remainder."""
         exact = {s: share * self.epoch_size for s, share in self.shares.items()}
         counts = {s: int(x) for s, x in exact.items()}
-        for stream in sorted(exact, key=lambda s: counts[s] - exact[s])[: self.epoch_size - sum(counts.values())]:
+        for stream in sorted(exact, key=lambda s: counts[s] - exact[s])[
+            : self.epoch_size - sum(counts.values())
+        ]:
             counts[stream] += 1
         return counts
 
@@ -122,39 +127,48 @@ def _plan(sizes: Mapping[str, int], spec: MixSpec, seed: int) -> _Anchored | _We
     unknown = [s for s in [*spec.ratios, *(spec.weights or {})] if s not in sizes]
     if unknown:
         raise RecipeError(f"data.mix names the stream {unknown[0]!r}; the streams are {', '.join(sizes)}")
+    if spec.weights is not None and spec.temperature is not None:
+        raise RecipeError("data.mix has both weights and a temperature; keep one of them")
     if spec.weights is not None or spec.temperature is not None:
         if spec.weights is not None:
             weights = {s: float(spec.weights.get(s, 0.0)) for s in sizes}
         else:
-            weights = {s: float(n ** (1.0 / (spec.temperature or 1.0))) for s, n in sizes.items()}
+            if not spec.temperature or spec.temperature < 0:
+                raise RecipeError(f"data.mix.temperature must be positive, found {spec.temperature}")
+            largest = max(sizes.values())  # as a share of the largest, so that no power overflows
+            weights = {s: (n / largest) ** (1.0 / spec.temperature) for s, n in sizes.items()}
         total = sum(weights.values())
         if total <= 0 or min(weights.values()) < 0:
-            raise RecipeError(f"data.mix.weights must be positive, found {dict(weights)}")
+            raise RecipeError(
+                f"data.mix.weights must not be negative or all zero, found {dict(weights)}; "
+                "give each stream a share"
+            )
         shares = {s: w / total for s, w in weights.items() if w > 0}
         return _Weighted(sizes, shares, spec.epoch_size or sum(sizes.values()), spec.epoch_policy, seed)
-    if len(sizes) == 1:
-        anchor = next(iter(sizes))
-    else:
-        anchor = spec.anchor or next(iter(sizes))
+    first = next(iter(sizes))
+    anchor = first if len(sizes) == 1 else spec.anchor or first
     if anchor not in sizes:
         raise RecipeError(f"data.mix.anchor is {anchor!r}; the streams are {', '.join(sizes)}")
     if any(r <= 0 for r in spec.ratios.values()):
-        raise RecipeError(f"data.mix ratios must be positive, found {dict(spec.ratios)}; leave a stream out instead")
+        raise RecipeError(
+            f"data.mix ratios must be positive, found {dict(spec.ratios)}; leave a stream out instead"
+        )
     return _Anchored(sizes, anchor, spec.ratios, spec.epoch_policy, seed)
 
 
 class StreamMix:
     """A map-style data set over named streams.
 
-    With an anchor (the default) item i holds row i of the anchor stream and its partners from every other stream:
-    `ratios[s]` rows of stream s per anchor row. With weights or a temperature (weights proportional to n^(1/T)) an item
-    holds one row of one stream.
+    With an anchor (the default) item i holds row i of the anchor stream and its partners from every other
+    stream: `ratios[s]` rows of stream s per anchor row. With weights or a temperature (weights proportional
+    to n^(1/T)) an item holds one row of one stream.
 
-    Epoch policy: "continue" goes on through the other streams from epoch to epoch, so that all of their rows are met
-    before one comes twice; "restart" shuffles them anew each epoch; "fixed" gives every item the same partners always.
+    Epoch policy: "continue" goes on through the other streams from epoch to epoch, so that all of their rows
+    are met before one comes twice; "restart" shuffles them anew each epoch; "fixed" gives every item the same
+    partners always.
 
-    Index n of `mix[n]` is `epoch * len(mix) + i`: the epoch travels inside the index, so workers need no state. Index -1
-    is an empty item, which samplers use to fill up the last global batch.
+    Index n of `mix[n]` is `epoch * len(mix) + i`: the epoch travels inside the index, so workers need no
+    state. Index -1 is an empty item, which samplers use to fill up the last global batch.
 
     Args:
         streams: name -> sequence of rows.
@@ -162,7 +176,9 @@ class StreamMix:
         seed: with the index and the epoch it decides every pairing.
     """
 
-    def __init__(self, streams: Mapping[str, Sequence[Any]], spec: MixSpec | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self, streams: Mapping[str, Sequence[Any]], spec: MixSpec | None = None, *, seed: int = 0
+    ) -> None:
         self.streams = dict(streams)
         self.seed = seed
         self._plan = _plan({s: len(rows) for s, rows in self.streams.items()}, spec or MixSpec(), seed)
@@ -178,7 +194,10 @@ class StreamMix:
         if n < 0:
             return {}
         epoch, index = divmod(n, len(self))
-        return {stream: [self.streams[stream][r] for r in rows] for stream, rows in self.rows(index, epoch).items()}
+        return {
+            stream: [self.streams[stream][r] for r in rows]
+            for stream, rows in self.rows(index, epoch).items()
+        }
 
     def lengths(self, epoch: int) -> NDArray[np.int64]:
         """The longest row (tokens) of each item in `epoch`, for grouping by length."""
@@ -194,9 +213,10 @@ class StreamMix:
 class EpochOrder:
     """A sampler whose order is a function of (epoch, seed), cut into global batches before anything is split.
 
-    The rows of one optimizer step are the same for every split of the global batch into processes and micro-batches;
-    inside a step they are sorted by length, so that micro-batches hold little padding. The last global batch is filled
-    up with -1 (empty items), so that every process takes the same number of steps and no row is seen twice.
+    The rows of one optimizer step are the same for every split of the global batch into processes and
+    micro-batches; inside a step they are sorted by length, so that micro-batches hold little padding. The
+    last global batch is filled up with -1 (empty items), so that every process takes the same number of steps
+    and no row is seen twice.
 
     Args:
         mix: the data set.
@@ -227,7 +247,9 @@ class EpochOrder:
 
     def __iter__(self) -> Any:
         n = len(self.mix)
-        order = np.arange(n) if self.strategy == "sequential" else permutation(n, self.seed, "order", self.epoch)
+        order = (
+            np.arange(n) if self.strategy == "sequential" else permutation(n, self.seed, "order", self.epoch)
+        )
         lengths = self.mix.lengths(self.epoch)
         size = self.global_batch_size
         if self.strategy == "group_by_length":
@@ -243,7 +265,10 @@ class EpochOrder:
         """Sort by length inside windows of 50 steps, then shuffle the steps."""
         window = 50 * size
         grouped = np.concatenate(
-            [w[np.argsort(-lengths[w], kind="stable")] for w in np.split(order, range(window, len(order), window))]
+            [
+                w[np.argsort(-lengths[w], kind="stable")]
+                for w in np.split(order, range(window, len(order), window))
+            ]
         )
         whole = len(grouped) // size * size
         steps = grouped[:whole].reshape(-1, size)[permutation(whole // size, self.seed, "steps", self.epoch)]

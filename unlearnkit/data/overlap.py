@@ -14,9 +14,15 @@ if TYPE_CHECKING:
 
 
 def _key(row: Mapping[str, Any]) -> str:
-    """What the model is asked, with case, width and spacing levelled: the prompt, all turns but the last, or the text."""
+    """What the model is asked (prompt, all turns but the last, text); case, width and spacing levelled."""
     asked = row.get("prompt") or (row["messages"][:-1] if row.get("messages") else row.get("text"))
-    text = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False, sort_keys=True)
+    if isinstance(asked, list) and len(asked) == 1:
+        asked = asked[0]["content"]  # the same question, written as a chat of one message
+    text = (
+        asked
+        if isinstance(asked, str)
+        else json.dumps([(m["role"], m["content"]) for m in asked or ()], ensure_ascii=False)
+    )
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -37,6 +43,6 @@ def refuse_overlap(forget: Dataset, retain: Dataset, *, retain_name: str = "reta
         listed = ", ".join(f"forget row {f} = {retain_name} row {r}" for f, r in pairs[:5])
         more = f" and {len(pairs) - 5} more" if len(pairs) > 5 else ""
         raise DataError(
-            f"{len(pairs)} example(s) are in the forget set and in the {retain_name} set ({listed}{more}, counted "
-            "from 0); remove them from one side, or set data.allow_overlap: true"
+            f"{len(pairs)} example(s) are in the forget set and in the {retain_name} set ({listed}{more}, "
+            "counted from 0); remove them from one side, or set data.allow_overlap: true"
         )

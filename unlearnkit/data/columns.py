@@ -1,0 +1,165 @@
+"""Any table -> the same columns: an `example_id` and one of three shapes, every row checked.
+
+The shapes have TRL's names: `prompt` + `completion`, `messages`, or `text`. Both `prompt` and `completion`
+may be strings or lists of chat messages. TOFU's `question` / `answer` become `prompt` / `completion`. The
+evaluation columns `paraphrased_answer`, `perturbed_answer` and `paraphrased_question` stay.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from unlearnkit.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+#: Columns that probes read besides the example itself.
+EVALUATION_COLUMNS = ("paraphrased_answer", "perturbed_answer", "paraphrased_question")
+#: Other names for the canonical columns, looked for when no column map is given.
+ALIASES = {"question": "prompt", "answer": "completion"}
+_SHAPES = (("prompt", "completion"), ("messages",), ("text",))
+_CANONICAL = ("prompt", "completion", "messages", "text", "example_id", *EVALUATION_COLUMNS)
+
+
+def canonical(
+    raw: Dataset, columns: Mapping[str, str] | None = None, *, where: str = "the data set"
+) -> Dataset:
+    """Rename columns to the canonical ones, check every row, and add `example_id`.
+
+    Args:
+        raw: any `datasets.Dataset`.
+        columns: canonical name -> the file's own name, such as {"prompt": "q", "completion": "a"}.
+
+    Raises:
+        DataError: a column that is not there, no usable shape, or rows without a prompt or an answer (named
+        by number).
+    """
+    columns = {ALIASES.get(new, new): own for new, own in (columns or {}).items()}
+    table = _renamed(raw, columns, where)
+    shape = next((s for s in _SHAPES if all(c in table.column_names for c in s)), None)
+    if shape is None:
+        raise DataError(
+            f"{where} has the columns {', '.join(raw.column_names)}; it needs prompt and completion (or "
+            "question and answer), messages, or text; name yours with "
+            "`columns: {prompt: ..., completion: ...}`"
+        )
+    extra = [c for c in EVALUATION_COLUMNS if c in table.column_names]
+    own_id = ["example_id"] if "example_id" in table.column_names else []
+    table = table.select_columns([*own_id, *shape, *extra])
+    for column in shape:
+        shown = columns.get(column, column if column in raw.column_names else _alias(column))
+        table = _as_text(table, column)
+        values = list(table[column])
+        if column != "text" and (wrong := [i for i, v in enumerate(values) if not _is_well_formed(v)]):
+            raise DataError(
+                f"{where}: {len(wrong)} row(s) whose {shown} is neither text nor a list of messages "
+                f"({_rows(wrong)}); put text in quotes, and give each message a role and a content"
+            )
+        if empty := [i for i, v in enumerate(values) if _is_empty(v)]:
+            raise DataError(
+                f"{where}: {len(empty)} row(s) have an empty {shown} ({_rows(empty)}); "
+                "fill them in or remove them"
+            )
+    return with_ids(table)
+
+
+def _alias(column: str) -> str:
+    return next((alias for alias, name in ALIASES.items() if name == column), column)
+
+
+def _rows(numbers: Sequence[int]) -> str:
+    listed = ", ".join(str(i) for i in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
+    return f"row {listed}, counted from 0"
+
+
+def _renamed(raw: Dataset, columns: Mapping[str, str], where: str) -> Dataset:
+    if unknown := [new for new in columns if new not in _CANONICAL]:
+        raise DataError(
+            f"{where}: `columns` gives {unknown[0]!r}, which is none of {', '.join(_CANONICAL)}; "
+            "write one of them"
+        )
+    missing = [own for own in columns.values() if own not in raw.column_names]
+    if missing:
+        close = difflib.get_close_matches(missing[0], raw.column_names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; name one of these"
+        raise DataError(
+            f"{where} has no column {missing[0]!r}, which `columns` names; it has "
+            f"{', '.join(raw.column_names)}{hint}"
+        )
+    if twice := [own for own in columns.values() if list(columns.values()).count(own) > 1]:
+        raise DataError(f"{where}: `columns` uses the column {twice[0]!r} twice; name each column once")
+    mapping = {own: new for new, own in columns.items()}
+    taken = set(columns) | set(raw.column_names)
+    mapping |= {
+        a: c for a, c in ALIASES.items() if a in raw.column_names and c not in taken and a not in mapping
+    }
+    # A renamed column replaces one that already has the canonical name.
+    replaced = [c for c in mapping.values() if c in raw.column_names and c not in mapping]
+    moved = {own: new for own, new in mapping.items() if own != new}
+    return raw.remove_columns(replaced).rename_columns(moved) if moved else raw
+
+
+def _as_text(table: Dataset, column: str) -> Dataset:
+    """Numbers and truth values of a JSON file become the text that was written."""
+    from datasets import Value
+
+    feature = table.features[column]
+    if isinstance(feature, Value) and feature.dtype not in ("string", "large_string", "null"):
+        return table.cast_column(column, Value("string"))
+    return table
+
+
+def _is_well_formed(value: Any) -> bool:
+    """Text, messages with a role and a content, or nothing at all."""
+    if value is None or isinstance(value, str):
+        return True
+    return isinstance(value, list) and all(isinstance(m, dict) and m.get("role") for m in value)
+
+
+def _is_empty(value: Any) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, str):
+        return not value.strip()
+    return len(value) == 0 or not str(value[-1].get("content") or "").strip()
+
+
+def content_id(row: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits that name an example by its prompt and answer (or text), wherever it stands."""
+    content = [_filled(row.get(c)) for c in ("prompt", "completion", "messages", "text")]
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _filled(value: Any) -> Any:
+    """Messages without the keys that are null, which depend on the other rows of a table."""
+    if not isinstance(value, list):
+        return value
+    return [{k: v for k, v in message.items() if v is not None} for message in value]
+
+
+def with_ids(table: Dataset) -> Dataset:
+    """Add `example_id`, keeping a file's own; a second copy of the same row gets the suffix -2, and so on."""
+    own = list(table["example_id"]) if "example_id" in table.column_names else [None] * len(table)
+    ids = [str(i) if i not in (None, "") else content_id(row) for i, row in zip(own, table, strict=True)]
+    if len(set(ids)) == len(ids) and ids == own:
+        return table
+    taken = set(ids)
+    seen: dict[str, int] = {}
+    unique = []
+    for example_id in ids:
+        copies = seen.get(example_id, 0) + 1
+        name = example_id
+        while copies > 1 and (name := f"{example_id}-{copies}") in taken:
+            copies += 1
+        seen[example_id] = copies
+        taken.add(name)
+        unique.append(name)
+    if "example_id" in table.column_names:
+        table = table.remove_columns("example_id")
+    return table.add_column("example_id", unique)
