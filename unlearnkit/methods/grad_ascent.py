@@ -2,8 +2,9 @@
 
     L = - mean over answer tokens of CE = + mean log pi_theta(y_t | x, y_<t)
 
-The mean is over all target tokens of the global batch (`token_mean`), as in TOFU's code. It has no lower bound: it must be
-stopped early, and utility must be reported beside it. No retain term and no reference model.
+The mean is over all target tokens of the global batch (`token_mean`), as in TOFU's code. It has no lower
+bound: it must be stopped early, and utility must be reported beside it. No retain term and no reference
+model.
 
 Logged: `forget/nll` mean negative log-likelihood per token, which rises.
 """
@@ -28,7 +29,9 @@ def grad_ascent_loss(logps_N: Tensor) -> Tensor:
 class GradAscentConfig(UnlearnConfig):
     """Settings of gradient ascent; few epochs, for it does not stop by itself."""
 
-    retain: str = field(default="none", metadata={"help": "Gradient ascent has no retain term; grad_diff is the one with."})
+    retain: str = field(
+        default="none", metadata={"help": "Gradient ascent has no retain term; grad_diff is the one with."}
+    )
     num_train_epochs: float = field(default=5.0, metadata={"help": "Passes over the forget set."})
 
 

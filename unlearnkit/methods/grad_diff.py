@@ -1,9 +1,10 @@
 """Gradient difference (arXiv 2401.06121, section 4: "GradDiff"; GA+GD or GA+RT elsewhere).
 
-    L = - forget_weight * CE(forget) + retain_weight * CE(retain), both means over target tokens (`token_mean`)
+    L = - forget_weight * CE(forget) + retain_weight * CE(retain)
 
-With forget_weight 0 it is fine-tuning on the retain set. With `retain: kl` it is the "KL" baseline of the same papers.
-The forget side has no lower bound; the retain term slows the collapse and does not prevent it.
+Both are means over target tokens (`token_mean`). With forget_weight 0 it is fine-tuning on the retain set.
+With `retain: kl` it is the "KL" baseline of the same papers. The forget side has no lower bound; the retain
+term slows the collapse and does not prevent it.
 
 Logged: `forget/nll`, which rises, and the retain term, which should not.
 """

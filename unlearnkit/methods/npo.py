@@ -1,16 +1,19 @@
 """Negative Preference Optimization (arXiv 2404.05868, eq. 3).
 
-    L = (2/beta) E_forget log(1 + (pi_theta(y|x) / pi_ref(y|x))^beta) = (2/beta) E softplus(beta log(pi_theta / pi_ref))
+    L = (2/beta) E_forget log(1 + (pi_theta(y|x) / pi_ref(y|x))^beta)
+      = (2/beta) E_forget softplus(beta log(pi_theta(y|x) / pi_ref(y|x)))
 
-log pi(y|x) is the sum over the answer's tokens, its EOS included; the mean is over sequences (`seq_sum_mean`). At
-theta = ref the value is 2 ln 2 / beta and the gradient is gradient ascent's; as beta -> 0 the gradient tends to gradient
-ascent's everywhere (it is *not* the limit of large beta). The weight of an example's gradient is
-W = 2 sigma(beta log(pi_theta / pi_ref)) in (0, 2): it dies away as the example is forgotten.
+log pi(y|x) is the sum over the answer's tokens, its EOS included; the mean is over sequences
+(`seq_sum_mean`). At theta = ref the value is 2 ln 2 / beta and the gradient is gradient ascent's; as beta ->
+0 the gradient tends to gradient ascent's everywhere (it is *not* the limit of large beta). The weight of an
+example's gradient is W = 2 sigma(beta log(pi_theta / pi_ref)) in (0, 2): it dies away as the example is
+forgotten.
 
-Logged: `forget/npo` the loss; `forget/log_ratio` mean log(pi_theta / pi_ref), negative once forgetting; `forget/weight`
-mean W, 1 at the start, 0 when nothing is left to push.
+Logged: `forget/npo` the loss; `forget/log_ratio` mean log(pi_theta / pi_ref), negative once forgetting;
+`forget/weight` mean W, 1 at the start, 0 when nothing is left to push.
 
-The authors' code agrees with this file. Its class default beta is 1.0; every published run uses 0.1, the default here.
+The authors' code agrees with this file. Its class default beta is 1.0; every published run uses 0.1, the
+default here.
 """
 
 from __future__ import annotations
@@ -48,12 +51,16 @@ def npo_loss(logps_B: Tensor, ref_logps_B: Tensor, *, beta: float) -> Tensor:
 class NPOConfig(UnlearnConfig):
     """Settings of NPO; with `retain: nll` it is the paper's NPO+RT, with `retain: kl` its NPO+KL."""
 
-    beta: float = field(default=0.1, metadata={"help": "Inverse temperature; small values come close to gradient ascent."})
+    beta: float = field(
+        default=0.1, metadata={"help": "Inverse temperature; small values come close to gradient ascent."}
+    )
 
     def __post_init__(self) -> None:
         """Raises RecipeError: beta is not positive."""
         if self.beta <= 0:
-            raise RecipeError(f"training.beta must be above 0, found {self.beta}; for beta -> 0 use method: grad_ascent")
+            raise RecipeError(
+                f"training.beta must be above 0, found {self.beta}; for beta -> 0 use method: grad_ascent"
+            )
         super().__post_init__()
 
 

@@ -1,9 +1,10 @@
-"""Supervised fine-tuning: makes target models (on everything) and retain models (on everything but the forget set).
+"""Supervised fine-tuning: makes target models (on everything) and retain models (all but the forget set).
 
     L = mean over answer tokens of -log pi_theta(y_t | x, y_<t), over all streams together (`token_mean`)
 
-Here, rather than through TRL's trainer, because a target model, its retain model and every unlearned model must see their
-examples through one tokenisation and one mixing layer to be compared. It reads the stream `train`.
+Here, rather than through TRL's trainer, because a target model, its retain model and every unlearned model
+must see their examples through one tokenisation and one mixing layer to be compared. It reads the stream
+`train`.
 
 Logged: `train/nll`.
 """

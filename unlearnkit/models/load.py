@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,23 @@ from unlearnkit.errors import ModelError
 
 
 def _explain(what: str, path: str, error: Exception) -> ModelError:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
-        held = ", ".join(sorted(p.name for p in Path(path).iterdir())[:6]) or "nothing"
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").exists() and not is_adapter(path):
+        held = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
         return ModelError(
             f"{path} holds no {what} (no config.json; it holds {held}); name the folder of a saved model"
         )
+    if folder.is_dir():
+        return ModelError(
+            f"the {what} in {path} cannot be loaded ({first}); the folder may be half-written: "
+            "save or download it again"
+        )
+    if path.startswith((".", "/", "~")):
+        return ModelError(f"{path} does not exist; check the path to the {what}")
     return ModelError(
-        f"no {what} can be loaded from {path!r} ({first}); give a folder that holds one, or a hub id that can be reached"
+        f"{path!r} is neither a folder nor a hub id of a {what} that can be reached ({first}); check the "
+        "name, or give the folder of a saved model"
     )
 
 
@@ -33,6 +45,14 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
         return AutoTokenizer.from_pretrained(path, revision=revision)
     except Exception as error:
         raise _explain("tokenizer", path, error) from error
+
+
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Hides a warning that is not the user's to mend: peft 0.21 calls transformers 5.23 by an old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        yield
 
 
 def is_adapter(path: str) -> bool:
@@ -54,7 +74,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
+    options: dict[str, Any] = {"dtype": dtype}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
     try:
@@ -62,19 +82,30 @@ def load_model(
             from peft import PeftModel
 
             base = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
-            return PeftModel.from_pretrained(load_model(base, dtype=dtype), path).eval()
-        return AutoModelForCausalLM.from_pretrained(path, **options).eval()
+            target = load_model(base, **options)
+            with quiet_peft():
+                return PeftModel.from_pretrained(target, path).eval()
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, output_loading_info=True, **options
+        )
     except ModelError:
         raise
     except Exception as error:
         raise _explain("model", path, error) from error
+    # transformers fills in random values and only writes a note.
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"the weights in {path} lack {len(missing)} tensor(s) of the model (such as {missing[0]}); the "
+            "folder may be half-written: save or download it again"
+        )
+    return model.eval()
 
 
 #: Entries of a model's config that change no logit.
 _IRRELEVANT = {
-    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "model_type",
-    "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "output_attentions", "output_hidden_states",
-    "return_dict", "attention_dropout", "_attn_implementation",
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache",
+    "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "output_attentions",
+    "output_hidden_states", "return_dict", "attention_dropout", "_attn_implementation",
 }  # fmt: skip
 
 

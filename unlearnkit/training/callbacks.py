@@ -1,4 +1,4 @@
-"""What happens beside the training loop: the order's epoch, a log on disk, complete checkpoints, a check on gradients."""
+"""Beside the training loop: the order's epoch, a log on disk, complete checkpoints, a check on gradients."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from unlearnkit.data.mixing import EpochOrder
-from unlearnkit.errors import ModelError
-from unlearnkit.files import write_atomic, write_json
+from unlearnkit.errors import ModelError, UserError
+from unlearnkit.files import read_json, write_atomic, write_json
 
 #: Written last into a checkpoint: a folder without it was interrupted.
 COMPLETE = "complete.json"
@@ -33,24 +33,46 @@ class FollowEpoch(TrainerCallback):  # type: ignore[misc]
 
 
 class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Marks each checkpoint once everything in it is written."""
+    """Marks each checkpoint once every process has written its part, and lists what is in it."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The trainer calls this after the last file."""
+        """The trainer calls this in every process after its last file."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_json(folder / COMPLETE, {"step": state.global_step})
+            write_json(folder / COMPLETE, {"step": state.global_step, "files": _sizes(folder)})
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file under `folder`."""
+    return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether everything that was once written is there: also a half-deleted checkpoint is not complete."""
+    try:
+        files: dict[str, int] = read_json(folder / COMPLETE)["files"]
+    except (UserError, KeyError, TypeError):
+        return False
+    return files.items() <= _sizes(folder).items()
+
+
+def _checkpoints(folder: str | Path) -> list[Path]:
+    """The folders named like a checkpoint, oldest first."""
+    found = (p for p in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.is_dir())
+    steps = {p: p.name.rsplit("-", 1)[1] for p in found}
+    return sorted((p for p, step in steps.items() if step.isdecimal()), key=lambda p: int(steps[p]))
 
 
 def last_complete_checkpoint(folder: str | Path) -> Path | None:
     """The newest checkpoint that was written to the end."""
-    found = [p.parent for p in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
-    return max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
+    return next((p for p in reversed(_checkpoints(folder)) if _is_complete(p)), None)
 
 
 def remove_incomplete_checkpoints(folder: str | Path) -> list[Path]:
-    """Delete checkpoints that a killed process left half-written; returns them."""
-    broken = [p for p in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if not (p / COMPLETE).exists()]
+    """Delete checkpoints that a killed process left half-written or half-deleted; returns them."""
+    broken = [p for p in _checkpoints(folder) if not _is_complete(p)]
     for path in broken:
         shutil.rmtree(path, ignore_errors=True)
     return broken
@@ -82,8 +104,8 @@ def _line(entry: dict[str, Any]) -> str:
 class RefuseZeroGradients(TrainerCallback):  # type: ignore[misc]
     """Stops after the first backward pass if nothing would be learned.
 
-    The usual cause is LoRA with checkpointing on inputs that require no gradient: the loss looks normal and the adapter
-    stays as it was.
+    The usual cause is LoRA with checkpointing on inputs that require no gradient: the loss looks normal and
+    the adapter stays as it was.
     """
 
     def __init__(self, accelerator: Any) -> None:
@@ -104,6 +126,7 @@ class RefuseZeroGradients(TrainerCallback):  # type: ignore[misc]
                     largest = torch.maximum(largest, torch.nan_to_num(grad.abs().max().float(), nan=1.0))
         if float(self.accelerator.reduce(largest, reduction="sum")) == 0.0:
             raise ModelError(
-                "all gradients are zero after the first step, so nothing would be learned; check that model.lora names "
-                "modules of this model, and that activation checkpointing lets gradients reach them"
+                "all gradients are zero after the first step, so nothing would be learned; check the weights "
+                "of the loss terms, that model.lora names modules that this model uses, and that activation "
+                "checkpointing lets gradients reach them"
             )

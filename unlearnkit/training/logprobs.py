@@ -1,9 +1,9 @@
 """Log-probabilities of labels: the only shift, gather and -100 code of the library.
 
-Legend of shapes: B sequences, T tokens, V vocabulary, N target positions of a batch (its labels that are not -100, row by
-row). Row t of the logits predicts token t + 1, so target positions are found on the shifted labels, once, here.
-Everything returned is float32 (float64 for float64 logits), whatever the model's dtype, and is computed in chunks of
-positions, so that no float32 copy of all logits ever exists.
+Legend of shapes: B sequences, T tokens, V vocabulary, N target positions of a batch (its labels that are not
+-100, row by row). Row t of the logits predicts token t + 1, so target positions are found on the shifted
+labels, once, here. Everything returned is float32 (float64 for float64 logits), whatever the model's dtype,
+and is computed in chunks of positions, so that no float32 copy of all logits ever exists.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from unlearnkit.data.formats import IGNORE
+from unlearnkit.data.formats import IGNORE as IGNORE
 
 #: Positions whose float32 log-softmax is held at once.
 CHUNK = 512
@@ -36,18 +37,20 @@ def targets(labels_BT: Tensor) -> Tensor:
 
 
 def target_positions(labels_BT: Tensor) -> Tensor:
-    """int64 [N]: flat positions b * T + t whose row predicts a target; collators compute it beforehand on the CPU."""
+    """int64 [N]: flat positions b * T + t whose row predicts a target; collators find them beforehand."""
     return target_mask(labels_BT).flatten().nonzero()[:, 0]
 
 
-def positions_of(batch: Mapping[str, Tensor]) -> Tensor:
-    """A batch's target positions, taken from the batch if its collator put them there (no device synchronisation)."""
-    return batch["target_positions"] if "target_positions" in batch else target_positions(batch["labels"])
+def positions_of(batch: Mapping[str, Any]) -> Tensor:
+    """A batch's target positions; those that its collator found on the CPU cost no device synchronisation."""
+    known: Tensor | None = batch.get("target_positions")
+    return known if known is not None else target_positions(batch["labels"])
 
 
-def batch_targets(batch: Mapping[str, Tensor]) -> Tensor:
+def batch_targets(batch: Mapping[str, Any]) -> Tensor:
     """int64 [N]: the target tokens of a batch."""
-    return batch["labels"].flatten()[positions_of(batch) + 1]
+    labels_BT: Tensor = batch["labels"]
+    return labels_BT.flatten()[positions_of(batch) + 1]
 
 
 def count_targets(labels_BT: Tensor) -> Tensor:
@@ -55,32 +58,33 @@ def count_targets(labels_BT: Tensor) -> Tensor:
     return (labels_BT[:, 1:] != IGNORE).sum(1)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """float32, or float64 if it is that already."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 class _LabelLogps(torch.autograd.Function):
-    """log softmax(logits)[target] per row; keeps the logits and one log-sum-exp per row for the backward pass."""
+    """log softmax(logits)[target] per row; remembers the logits and one log-sum-exp per row."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
-        wide = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
-        lse_N = torch.empty(logits_NV.shape[0], dtype=wide, device=logits_NV.device)
+        picked_N = wide(logits_NV.gather(1, targets_N[:, None])[:, 0])
+        lse_N = torch.empty_like(picked_N)
         for i in range(0, logits_NV.shape[0], chunk):
-            lse_N[i : i + chunk] = torch.logsumexp(_wide(logits_NV[i : i + chunk]), dim=-1)
-        picked_N = logits_NV.gather(1, targets_N[:, None])[:, 0].to(wide)
+            lse_N[i : i + chunk] = torch.logsumexp(wide(logits_NV[i : i + chunk]), dim=-1)
         ctx.save_for_backward(logits_NV, targets_N, lse_N)
         ctx.chunk = chunk
         return picked_N - lse_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:
         # d logp_y / d z_v = 1[v = y] - softmax(z)_v
         logits_NV, targets_N, lse_N = ctx.saved_tensors
         out_NV = torch.empty_like(logits_NV)
         for i in range(0, logits_NV.shape[0], ctx.chunk):
             rows = slice(i, i + ctx.chunk)
-            p = torch.exp(_wide(logits_NV[rows]) - lse_N[rows, None]).mul_(-grad_N[rows, None])
+            p = torch.exp(wide(logits_NV[rows]) - lse_N[rows, None]).mul_(-grad_N[rows, None])
             p.scatter_add_(1, targets_N[rows, None], grad_N[rows, None])
             out_NV[rows] = p
         return out_NV, None, None
@@ -88,12 +92,12 @@ class _LabelLogps(torch.autograd.Function):
 
 def label_logps(logits_NV: Tensor, targets_N: Tensor, *, chunk: int = CHUNK) -> Tensor:
     """Log-prob of the target at each position: float32 [N]."""
-    result: Tensor = _LabelLogps.apply(logits_NV, targets_N, chunk)
+    result: Tensor = _LabelLogps.apply(logits_NV, targets_N, chunk)  # type: ignore[no-untyped-call]
     return result
 
 
 def token_logps(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Log-prob of every label, float32 [B, T], aligned with `labels`; 0 where the label is -100 and at position 0.
+    """Log-prob of every label, float32 [B, T], aligned with `labels`; 0 where there is no target.
 
     Args:
         logits_BTV: unshifted logits of a causal model.
@@ -110,7 +114,7 @@ def sequence_logps(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     return token_logps(logits_BTV, labels_BT).sum(1)
 
 
-def sum_by_sequence(values_N: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+def sum_by_sequence(values_N: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """Sum values at target positions per sequence: [N] -> [B]."""
     rows, length = batch["labels"].shape
     return values_N.new_zeros(rows).index_add(0, positions_of(batch) // length, values_N)
@@ -134,7 +138,7 @@ def token_statistics(logits_NV: Tensor, targets_N: Tensor, *, chunk: int = CHUNK
     """Everything that token-level metrics ask of one scoring pass."""
     parts = []
     for i in range(0, max(logits_NV.shape[0], 1), chunk):
-        logp = torch.log_softmax(_wide(logits_NV[i : i + chunk]), dim=-1)
+        logp = torch.log_softmax(wide(logits_NV[i : i + chunk]), dim=-1)
         target = targets_N[i : i + chunk]
         p = logp.exp()
         # A logit of -inf has p = 0 and contributes nothing: 0 * inf must not become NaN.
@@ -146,17 +150,20 @@ def token_statistics(logits_NV: Tensor, targets_N: Tensor, *, chunk: int = CHUNK
 
 
 class _Chunked(torch.autograd.Function):
-    """A function of rows, computed chunk by chunk and once more in the backward pass instead of being remembered."""
+    """A function of rows, computed chunk by chunk, and once more in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, fn: Callable[..., Tensor], chunk: int, logits: Tensor, *others: Tensor) -> Tensor:
         ctx.fn, ctx.chunk = fn, chunk
         ctx.save_for_backward(logits, *others)
-        pieces = [fn(*(x[i : i + chunk] for x in (logits, *others))) for i in range(0, max(len(logits), 1), chunk)]
+        pieces = [
+            fn(*(x[i : i + chunk] for x in (logits, *others))) for i in range(0, max(len(logits), 1), chunk)
+        ]
         return torch.cat(pieces)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         logits, *others = ctx.saved_tensors
         out = torch.empty_like(logits)
         for i in range(0, len(logits), ctx.chunk):
@@ -174,7 +181,7 @@ def chunked(fn: Callable[..., Tensor], logits: Tensor, *others: Tensor, chunk: i
     Args:
         fn: maps [n, V] logits (and tensors with n rows) to [n] values.
     """
-    result: Tensor = _Chunked.apply(fn, chunk, logits, *others)
+    result: Tensor = _Chunked.apply(fn, chunk, logits, *others)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -182,8 +189,8 @@ def chunked(fn: Callable[..., Tensor], logits: Tensor, *others: Tensor, chunk: i
 class TargetLogits:
     """Logits at a batch's target positions only."""
 
-    logits_NV: Tensor
-    targets_N: Tensor
+    logits_NV: Tensor  # noqa: N815
+    targets_N: Tensor  # noqa: N815
 
 
 @contextmanager
@@ -208,11 +215,12 @@ def _select_before_head(model: Any, positions_N: Tensor, shape: torch.Size) -> I
         handle.remove()
 
 
-def target_logits(model: Any, batch: Mapping[str, Tensor], *, unwrapped: Any = None) -> TargetLogits:
+def target_logits(model: Any, batch: Mapping[str, Any], *, unwrapped: Any = None) -> TargetLogits:
     """One forward pass whose LM head computes nothing but the target positions.
 
-    Works through DDP, FSDP and PEFT wrappers, because the model is called whole: a pre-hook on the output embedding picks
-    the rows. A model without a reachable head computes all logits, from which the rows are taken.
+    Works through DDP, FSDP and PEFT wrappers, because the model is called whole: a pre-hook on the output
+    embedding picks the rows. A model without a reachable head computes all logits, from which the rows are
+    taken.
 
     Args:
         model: the (wrapped) model to call.

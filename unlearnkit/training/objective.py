@@ -1,8 +1,8 @@
 """Objectives: small frozen callables `(step, batch) -> LossOutput`, and their weighted sum.
 
-Scaling is settled here once. A term returns its share of the global mean: a sum over its own rows, divided by the number
-of sequences or target tokens in the whole global batch (all micro-batches, all processes). Shares add up, so the loss
-does not depend on how the global batch was split (METHODS: `seq_sum_mean`, `token_mean`).
+Scaling is settled here once. A term returns its share of the global mean: a sum over its own rows, divided by
+the number of sequences or target tokens in the whole global batch (all micro-batches, all processes). Shares
+add up, so the loss does not depend on how the global batch was split (METHODS: `seq_sum_mean`, `token_mean`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from unlearnkit.data.collate import TokenBatch
+from unlearnkit.data.formats import IGNORE
 from unlearnkit.training import logprobs
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ Batch = Mapping[str, TokenBatch]
 
 
 class Needs(enum.Flag):
-    """What an objective asks of the reference model; the trainer picks the cheapest provider that can give it."""
+    """What an objective asks of the reference model; the cheapest provider that can give it is used."""
 
     NOTHING = 0
     REFERENCE_LOGPS = enum.auto()
@@ -35,7 +36,7 @@ class Needs(enum.Flag):
 
 @dataclass
 class LossOutput:
-    """A loss (scalar, float32) and named detached scalars to log; all are shares of the global batch's value."""
+    """A loss (scalar, float32) and detached scalars to log, all shares of the global batch's value."""
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
@@ -69,13 +70,13 @@ Counts = Mapping[str, StreamCounts]
 
 
 def count_streams(batches: list[Batch], streams: tuple[str, ...], device: torch.device | str) -> Tensor:
-    """float64 [S, 2]: sequences with a target, and target tokens, per stream over `batches`."""
+    """int64 [S, 2]: sequences with a target, and target tokens, per stream over `batches`."""
     rows = []
     for stream in streams:
         per_row = [logprobs.count_targets(b[stream]["labels"]) for b in batches if stream in b]
         tokens = torch.cat(per_row) if per_row else torch.zeros(0, dtype=torch.long)
         rows.append(torch.stack([(tokens > 0).sum(), tokens.sum()]))
-    return torch.stack(rows).to(device=device, dtype=torch.float64)
+    return torch.stack(rows).to(device)
 
 
 def as_counts(table: Tensor, streams: tuple[str, ...]) -> dict[str, StreamCounts]:
@@ -96,7 +97,13 @@ class Step:
     """
 
     def __init__(
-        self, model: Any, batch: Batch, counts: Counts, reference: Reference | None = None, *, unwrapped: Any = None
+        self,
+        model: Any,
+        batch: Batch,
+        counts: Counts,
+        reference: Reference | None = None,
+        *,
+        unwrapped: Any = None,
     ) -> None:
         self.model = model
         self.batch = batch
@@ -117,18 +124,13 @@ class Step:
         out = logprobs.target_logits(self.model, fused, unwrapped=self._unwrapped)
         # A row that only keeps the processes in step (see `fuse`) has no targets, so the sizes always add up.
         sizes = [len(logprobs.positions_of(b)) for b in self.batch.values()]
-        logits = out.logits_NV.split(sizes)
-        labels = out.targets_N.split(sizes)
+        logits, labels = torch.split(out.logits_NV, sizes), torch.split(out.targets_N, sizes)
         return {s: logprobs.TargetLogits(z, y) for s, z, y in zip(self.batch, logits, labels, strict=True)}
 
     @property
     def zero(self) -> Tensor:
-        """0 with a gradient path to the parameters: what a batch without targets returns, so that DDP stays in step."""
-        return sum((t.logits_NV.sum().float() * 0.0 for t in self._policy.values()), torch.zeros(()).to(self._device))
-
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self.batch.values()))["labels"].device
+        """0 with a gradient path to the parameters, for a term that has nothing to say about this batch."""
+        return torch.stack([out.logits_NV.float().sum() * 0.0 for out in self._policy.values()]).sum()
 
     def logits(self, stream: str) -> Tensor:
         """The policy's logits at target positions: [N, V] in the model's dtype."""
@@ -164,14 +166,16 @@ class Step:
 def fuse(batch: Batch) -> dict[str, Tensor]:
     """All streams' rows as one batch; a batch without any row becomes one row without targets."""
     parts = list(batch.values())
-    keys = [k for k in ("input_ids", "attention_mask", "labels", "position_ids") if all(k in b for b in parts)]
+    keys = [
+        k for k in ("input_ids", "attention_mask", "labels", "position_ids") if all(k in b for b in parts)
+    ]
     fused = {k: torch.cat([b[k] for b in parts]) for k in keys}  # type: ignore[literal-required]
     rows, length = fused["labels"].shape
     if rows == 0:
         shape, device = (1, max(length, 2)), fused["labels"].device
         fused = {k: torch.zeros(shape, dtype=torch.long, device=device) for k in keys}
         fused["attention_mask"] += 1
-        fused["labels"] += logprobs.IGNORE
+        fused["labels"] += IGNORE
         return fused
     before = 0
     positions = []
@@ -234,3 +238,10 @@ class WeightedSum:
         outputs = [(weight, term(step, batch)) for weight, term in self.terms]
         loss = torch.stack([weight * out.loss for weight, out in outputs]).sum()
         return LossOutput(loss, {name: v for _, out in outputs for name, v in out.metrics.items()})
+
+
+def reference_streams(objective: Objective) -> tuple[str, ...]:
+    """The streams whose terms need reference log-probs."""
+    if isinstance(objective, WeightedSum):
+        return tuple(dict.fromkeys(s for _, term in objective.terms for s in reference_streams(term)))
+    return objective.streams if Needs.REFERENCE_LOGPS in objective.needs else ()

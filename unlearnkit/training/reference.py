@@ -1,8 +1,8 @@
 """The reference model: the frozen target model, in the cheapest form that gives what the objective needs.
 
-cached       per-token log-probs, computed once and kept on disk: costs nothing in memory or time while training
-adapter_off  the LoRA adapter switched off: a second forward pass, no second model
-frozen       a frozen copy: a second model in memory, for what only logits can give without an adapter
+cached: per-token log-probs, computed once and kept on disk; costs nothing in memory or time while training.
+adapter_off: the LoRA adapter switched off; a second forward pass, no second model.
+frozen: a frozen copy; a second model in memory, for what only logits can give without an adapter.
 All three give the same numbers.
 """
 
@@ -45,8 +45,8 @@ def choose(setting: str, needs: Needs, *, has_fresh_adapter: bool) -> str:
 
     Args:
         setting: `training.reference`; "auto" picks the cheapest.
-        has_fresh_adapter: whether the trained parameters are an adapter that was put on the target model just now, so
-            that switching it off gives the target model back.
+        has_fresh_adapter: whether the trained parameters are an adapter that was put on the target model just
+            now, so that switching it off gives the target model back.
 
     Raises:
         RecipeError: the setting cannot give what the objective needs.
@@ -60,11 +60,14 @@ def choose(setting: str, needs: Needs, *, has_fresh_adapter: bool) -> str:
         return "cached" if not wants_logits else "adapter_off" if has_fresh_adapter else "frozen"
     if setting == "cached" and wants_logits:
         raise RecipeError(
-            "this objective needs reference logits (training.retain: kl), but reference: cached stores log-probs only; "
-            "use reference: auto or frozen, or retain: nll"
+            "this objective needs reference logits (as training.retain: kl does), but training.reference: "
+            "cached stores log-probs only; use reference: auto or frozen, or retain: nll"
         )
     if setting == "adapter_off" and not has_fresh_adapter:
-        raise RecipeError("reference: adapter_off needs a LoRA adapter (model.lora); use reference: auto or frozen")
+        raise RecipeError(
+            "training.reference is adapter_off, but no new LoRA adapter is trained; set model.lora "
+            "(peft_config), or use reference: auto or frozen"
+        )
     return setting
 
 
@@ -77,7 +80,7 @@ class CachedLogps:
 
     def token_logps(self, batch: TokenBatch) -> Tensor:
         """float32 [N]."""
-        return batch["reference_logps"].flatten()[logprobs.positions_of(batch) + 1]  # type: ignore[arg-type]
+        return batch["reference_logps"].flatten()[logprobs.positions_of(batch) + 1]
 
 
 class FrozenModel:
@@ -89,11 +92,11 @@ class FrozenModel:
     @torch.no_grad()
     def logits(self, batch: TokenBatch) -> Tensor:
         """[N, V]."""
-        return logprobs.target_logits(self.model, batch).logits_NV  # type: ignore[arg-type]
+        return logprobs.target_logits(self.model, batch).logits_NV
 
     def token_logps(self, batch: TokenBatch) -> Tensor:
         """float32 [N]."""
-        return logprobs.label_logps(self.logits(batch), logprobs.batch_targets(batch))  # type: ignore[arg-type]
+        return logprobs.label_logps(self.logits(batch), logprobs.batch_targets(batch))
 
 
 class AdapterOff:
@@ -122,11 +125,11 @@ class AdapterOff:
     def logits(self, batch: TokenBatch) -> Tensor:
         """[N, V]."""
         with self._switched_off():
-            return logprobs.target_logits(self.model, batch, unwrapped=self.unwrapped).logits_NV  # type: ignore[arg-type]
+            return logprobs.target_logits(self.model, batch, unwrapped=self.unwrapped).logits_NV
 
     def token_logps(self, batch: TokenBatch) -> Tensor:
         """float32 [N]."""
-        return logprobs.label_logps(self.logits(batch), logprobs.batch_targets(batch))  # type: ignore[arg-type]
+        return logprobs.label_logps(self.logits(batch), logprobs.batch_targets(batch))
 
 
 def cache_folder() -> Path:
@@ -138,7 +141,8 @@ def cache_folder() -> Path:
 def score_rows(
     model: Any, rows: Sequence[TokenRow], *, device: torch.device | str, pad_id: int, batch_tokens: int = 8192
 ) -> list[Tensor]:
-    """Per-token reference log-probs of each row: float32 [T], aligned with `labels`, 0 where there is no target.
+    """Per-token reference log-probs of each row: float32 [T], aligned with `labels`, 0 where there is no
+    target.
 
     Rows go through the model sorted by length, `batch_tokens` padded tokens at a time.
     """
@@ -151,7 +155,8 @@ def score_rows(
         length = len(rows[order[start]]["input_ids"])
         chunk = order[start : start + max(1, batch_tokens // length)]
         start += len(chunk)
-        batch = {k: v.to(device) for k, v in pad_rows([rows[i] for i in chunk], length, pad_id=pad_id).items()}  # type: ignore[attr-defined]
+        padded = pad_rows([rows[i] for i in chunk], length, pad_id=pad_id)
+        batch = {name: tensor.to(device) for name, tensor in _tensors(padded).items()}
         target = logprobs.target_logits(model, batch)
         values = logprobs.label_logps(target.logits_NV, target.targets_N).cpu()
         filled = torch.zeros(len(chunk) * length)
@@ -177,8 +182,8 @@ def cached_scores(
 ) -> list[Tensor]:
     """Reference log-probs of `rows` from the disk, or computed (shared between the processes) and put there.
 
-    The key is the content: tokens and labels (so data, tokenizer and template), weights, and the precision of the forward
-    pass. A file that cannot be read is computed anew.
+    The key is the content: tokens and labels (so data, tokenizer and template), weights, and the precision of
+    the forward pass. A file that cannot be read is computed anew.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
@@ -205,7 +210,11 @@ def cached_scores(
             with atomic_path(path) as temporary:
                 save_file({"logps": flat}, temporary)
     assert flat is not None
-    return list(flat.split(lengths))
+    return list(torch.split(flat, lengths))
+
+
+def _tensors(batch: TokenBatch) -> dict[str, Tensor]:
+    return dict(batch)  # type: ignore[arg-type]  # all values of a TokenBatch are tensors
 
 
 def _gathered(value: Any, num_processes: int) -> list[Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearnkit.errors import RecipeError
-from unlearnkit.training.logprobs import chunked
+from unlearnkit.training.logprobs import chunked, wide
 from unlearnkit.training.objective import Batch, LossOutput, Needs, Objective, Step
 
 
@@ -24,17 +24,20 @@ class CrossEntropy:
         nll = {s: -step.token_logps(s) for s in self.streams}
         total = torch.stack([step.counts[s].tokens for s in self.streams]).sum() if len(nll) > 1 else None
         shares = [
-            values.sum() / (total if total is not None else step.counts[s].tokens) for s, values in nll.items()
+            values.sum() / (total if total is not None else step.counts[s].tokens)
+            for s, values in nll.items()
         ]
         metrics = {f"{s}/nll": step.token_mean(values, s).detach() for s, values in nll.items()}
         return LossOutput(torch.stack(shares).sum(), metrics)
 
 
 def forward_kl(logits_NV: Tensor, ref_logits_NV: Tensor) -> Tensor:
-    """KL(pi_ref || pi_theta) per position, float32 [N]: mass covering, what TOFU and NPO call the KL retain loss."""
-    logq = torch.log_softmax(_wide(logits_NV), dim=-1)
-    logp = torch.log_softmax(_wide(ref_logits_NV), dim=-1)
-    return (logp.exp() * (logp - logq)).sum(-1)
+    """KL(pi_ref || pi_theta) per position, float32 [N]: mass covering, what TOFU and NPO call the KL retain
+    loss."""
+    logq = torch.log_softmax(wide(logits_NV), dim=-1)
+    logp = torch.log_softmax(wide(ref_logits_NV), dim=-1)
+    # A token of probability 0 contributes nothing: 0 * (-inf) must not become NaN.
+    return (logp.exp() * torch.where(logp == -torch.inf, 0.0, logp - logq)).sum(-1)
 
 
 def reverse_kl(logits_NV: Tensor, ref_logits_NV: Tensor) -> Tensor:
@@ -42,13 +45,10 @@ def reverse_kl(logits_NV: Tensor, ref_logits_NV: Tensor) -> Tensor:
     return forward_kl(ref_logits_NV, logits_NV)
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 @dataclass(frozen=True)
 class KL:
-    """Mean KL per answer position between the reference and the policy on one stream (prompt and pads left out)."""
+    """Mean KL per answer position between the reference and the policy on one stream (prompt and pads left
+    out)."""
 
     stream: str = "retain"
     direction: Literal["forward", "reverse"] = "forward"

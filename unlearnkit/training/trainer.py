@@ -1,41 +1,53 @@
 """UnlearnTrainer: the only file that knows the insides of `transformers.Trainer`.
 
-A method's trainer says what to minimise (`build_objective`). This class says how: streams are paired by a StreamMix, all
-rows of a micro-batch go through the model once, every loss is divided by the size of the whole global batch, and the
-reference model is provided in its cheapest form.
+A method's trainer says what to minimise (`build_objective`). This class says how: streams are paired by a
+StreamMix, all rows of a micro-batch go through the model once, every loss is divided by the size of the whole
+global batch, and the reference model is provided in its cheapest form.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, set_seed
+from transformers import Trainer
 
 from unlearnkit.data.collate import StreamCollator
+from unlearnkit.data.columns import canonical
 from unlearnkit.data.formats import Template, Tokenized, tokenize_stream
 from unlearnkit.data.mixing import EpochOrder, StreamMix
-from unlearnkit.data.overlap import refuse_overlap
-from unlearnkit.data.streams import canonical
-from unlearnkit.errors import DataError, ModelError, RecipeError
-from unlearnkit.models.load import load_model, load_tokenizer, model_fingerprint
+from unlearnkit.models.load import load_model, model_fingerprint
 from unlearnkit.recipe import MixSpec, TemplateSpec
 from unlearnkit.training import logprobs, reference
 from unlearnkit.training.callbacks import CompleteCheckpoints, FollowEpoch, RefuseZeroGradients
 from unlearnkit.training.config import UnlearnConfig
-from unlearnkit.training.objective import LossOutput, Objective, Step, WeightedSum, as_counts, count_streams
+from unlearnkit.training.objective import (
+    LossOutput,
+    Objective,
+    Step,
+    WeightedSum,
+    as_counts,
+    count_streams,
+    fuse,
+    reference_streams,
+)  # fmt: skip
+from unlearnkit.training.prepare import (
+    chosen_streams,
+    frozen_copy,
+    load_tokenizer_of,
+    pad_id,
+    refuse_settings,
+    with_adapter,
+)
 from unlearnkit.training.retain import retain_term
+from unlearnkit.training.step_metrics import StepMetrics
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-logger = logging.getLogger(__name__)
 
 
 class UnlearnTrainer(Trainer):  # type: ignore[misc]
@@ -51,15 +63,16 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         template: how prompts are written (default: the tokenizer's chat template, else plain tags).
         processing_class: the tokenizer (default: the one saved with the model).
         peft_config: train an adapter instead of the weights.
-        eval_dataset: a data set, or a mapping of them, whose mean NLL per target token is reported as `eval_loss`.
+        eval_dataset: a data set, or a mapping of them, whose mean NLL per target token is reported as
+        `eval_loss`.
         others: passed on to `transformers.Trainer` (callbacks, optimizers, ...).
 
     Raises:
         DataError, ModelError, RecipeError: before any training starts.
     """
 
-    # Our losses are divided by the global batch, so the trainer must not divide them again (transformers >= 5.19;
-    # earlier versions look at `model_accepts_loss_kwargs`, set below).
+    # Our losses are divided by the global batch, so the trainer must not divide them again (transformers >=
+    # 5.19; earlier versions look at `model_accepts_loss_kwargs`, set below).
     loss_is_scaled_for_ga = True
     _tag_names: ClassVar[list[str]] = ["unlearnkit"]
 
@@ -70,12 +83,15 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         peft_config: Any = None, eval_dataset: Any = None, **others: Any,
     ) -> None:  # fmt: skip
         self.args = args = args or UnlearnConfig(output_dir="unlearned")
-        _refuse_settings(args)
+        refuse_settings(args)
         self.objective = self.build_objective()
-        sets = {"forget": forget_dataset, "retain": retain_dataset, **(streams or {})}
-        chosen = self._chosen_streams({name: data for name, data in sets.items() if data is not None})
+        chosen = chosen_streams(
+            {"forget": forget_dataset, "retain": retain_dataset, **(streams or {})},
+            self.objective.streams,
+            allow_overlap=args.allow_overlap,
+        )
         if processing_class is None:
-            processing_class = load_tokenizer(model if isinstance(model, str) else model.config._name_or_path)
+            processing_class = load_tokenizer_of(model)
         self.template = Template.for_tokenizer(processing_class, template)
         self.tokenized = {s: self._tokenize(data, processing_class, s) for s, data in chosen.items()}
         self.mix = StreamMix({s: t.rows for s, t in self.tokenized.items()}, mix, seed=args.seed)
@@ -87,9 +103,9 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         )
         #: Names the weights before training, which key the cached reference.
         self.target_fingerprint = model_fingerprint(model)
-        model = _with_adapter(model, peft_config, args)
+        model = with_adapter(model, peft_config, args)
         collator = StreamCollator(
-            tuple(self.tokenized), pad_id=_pad_id(processing_class), multiple_of=args.pad_to_multiple_of
+            tuple(self.tokenized), pad_id=pad_id(processing_class), multiple_of=args.pad_to_multiple_of
         )
         self._follow_epoch = FollowEpoch()
         super().__init__(
@@ -98,15 +114,13 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             processing_class=processing_class, **others,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True
-        if self.args.n_gpu > 1:
-            raise ModelError("several GPUs need one process each; start with `accelerate launch` or --launch ddp")
         for callback in (self._follow_epoch, CompleteCheckpoints(), RefuseZeroGradients(self.accelerator)):
             self.add_callback(callback)
         self._reference: reference.Reference | None = self._live_reference()
-        self._metric_sums: dict[str, Tensor] = {}
-        self._metric_steps = 0
+        self._step_metrics = StepMetrics(tuple(self.tokenized))
+        self._eval_sums = [0.0, 0.0]
 
-    # ---- What a method says ------------------------------------------------------------------------------------
+    # ---- What a method says --------------------------------------------------------------------------------
 
     def build_objective(self) -> Objective:
         """The loss of this method, from `self.args`."""
@@ -120,29 +134,13 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             terms.append((self.args.retain_weight, term))
         return WeightedSum(tuple(terms))
 
-    # ---- Data --------------------------------------------------------------------------------------------------
-
-    def _chosen_streams(self, sets: dict[str, Dataset]) -> dict[str, Dataset]:
-        """The streams that the objective reads, in canonical columns; no row may be forgotten and kept at once."""
-        missing = [s for s in self.objective.streams if s not in sets]
-        if missing:
-            raise DataError(
-                f"this objective reads the stream {missing[0]!r}, but there is none; give {missing[0]}_dataset "
-                f"(data.{missing[0]} in a recipe)" + ("" if missing[0] != "retain" else ", or set retain: none")
-            )
-        for unused in set(sets) - set(self.objective.streams):
-            logger.warning("the stream %r is not read by this objective and is left out", unused)
-        chosen = {s: canonical(sets[s], where=f"the {s} set") for s in self.objective.streams}
-        if "forget" in chosen and not self.args.allow_overlap:
-            for name, data in chosen.items():
-                if name != "forget":
-                    refuse_overlap(chosen["forget"], data, retain_name=name)
-        return chosen
+    # ---- Data ----------------------------------------------------------------------------------------------
 
     def _tokenize(self, data: Dataset, tokenizer: Any, name: str) -> Tokenized:
         return tokenize_stream(
-            data, tokenizer, self.template, max_length=self.args.max_length, truncate=self.args.truncate, name=name
-        )
+            data, tokenizer, self.template, name=name, max_length=self.args.max_length,
+            truncate=self.args.truncate,
+        )  # fmt: skip
 
     def _eval_streams(self, data: Any, tokenizer: Any) -> Any:
         if data is None:
@@ -164,69 +162,94 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         return self._follow_epoch.order
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Right-padded batches of one stream called "eval"."""
+        """Batches of one stream called "eval", filled up with empty items so that no row is repeated."""
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         data = self.eval_dataset[data] if isinstance(data, str) else data
-        collator = StreamCollator(("eval",), pad_id=_pad_id(self.processing_class))
-        loader: DataLoader[Any] = DataLoader(data, batch_size=self.args.eval_batch_size, collate_fn=collator)
+        items = data if isinstance(data, list) else self._eval_streams(data, self.processing_class)
+        rest = -len(items) % (self.args.eval_batch_size * self.accelerator.num_processes)
+        filled: Any = [*items, *[{}] * rest]
+        collator = StreamCollator(("eval",), pad_id=pad_id(self.processing_class))
+        loader = DataLoader(filled, batch_size=self.args.eval_batch_size, collate_fn=collator)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
-    # ---- Loss --------------------------------------------------------------------------------------------------
+    # ---- Loss ----------------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Sequences and target tokens per stream in the global batch, summed over micro-batches and processes."""
-        if not batch_samples or "eval" in batch_samples[0]:
+        """Sequences and target tokens per stream in the global batch: all micro-batches, all processes."""
+        if not batch_samples:
             return None
-        self._metric_steps += 1  # called once per optimizer step
         streams = tuple(self.tokenized)
-        table = count_streams(batch_samples, streams, device)
-        return as_counts(self.accelerator.reduce(table, reduction="sum"), streams)
+        table = self._sum_over_processes(count_streams(batch_samples, streams, device))
+        self._step_metrics.begin_step(table)  # the trainer asks once per optimizer step
+        return as_counts(table, streams)
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(values, reduction="sum")
+        return total
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """This micro-batch's share of the global loss, times the processes over which gradients are averaged."""
+        """This micro-batch's share of the global loss, times the processes over which gradients are
+        averaged."""
         counts = num_items_in_batch
         if counts is None:
             counts = as_counts(count_streams([inputs], tuple(inputs), self.args.device), tuple(inputs))
         step = Step(model, inputs, counts, self._reference, unwrapped=self.accelerator.unwrap_model(model))
         out: LossOutput = self.objective(step, inputs)
-        for name, value in out.metrics.items():
-            self._metric_sums[name] = self._metric_sums.get(name, torch.zeros_like(value)) + value.detach()
+        self._step_metrics.add(out.metrics)
         loss = out.loss * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor | None, None, None]:
-        """Mean NLL per target token of an evaluation batch."""
-        batch = self._prepare_inputs(inputs)["eval"]
+    ) -> tuple[Tensor, None, None]:
+        """Summed NLL of an evaluation batch; `evaluation_loop` divides by all target tokens."""
+        batch = fuse(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             out = logprobs.target_logits(model, batch, unwrapped=self.accelerator.unwrap_model(model))
-            loss = -logprobs.label_logps(out.logits_NV, out.targets_N).mean()
-        return loss, None, None
+            nll = -logprobs.label_logps(out.logits_NV, out.targets_N).sum()
+        self._eval_sums[0] += float(nll)
+        self._eval_sums[1] += len(out.targets_N)
+        return nll, None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As in transformers, with a loss that is exact: the mean over target tokens, not a mean of batch
+        means."""
+        self._eval_sums = [0.0, 0.0]
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        nll, tokens = self._sum_over_processes(
+            torch.tensor(self._eval_sums, device=self.args.device)
+        ).tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = nll / max(tokens, 1.0)
+        return output._replace(num_samples=sum(bool(item) for item in dataloader.dataset))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add every term's metrics: means over the optimizer steps since the last log, over all processes."""
-        if "loss" in logs and self._metric_sums and self._metric_steps > 0:
-            names = sorted(self._metric_sums)
-            sums = torch.stack([self._metric_sums[n].float() for n in names])
-            sums = self.accelerator.reduce(sums, reduction="sum") / self._metric_steps
-            logs.update(zip(names, sums.tolist(), strict=True))
-            self._metric_sums, self._metric_steps = {}, 0
+        if "loss" in logs:
+            logs.update(self._step_metrics.take(self._sum_over_processes))
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """6 x tokens x parameters, over all streams."""
-        tokens = sum(b["input_ids"].numel() for b in inputs.values())
+        tokens = sum(int(b["input_ids"].numel()) for b in inputs.values())
         return 6 * tokens * int(self.model.num_parameters(exclude_embeddings=True))
 
-    # ---- Optimizer and reference -------------------------------------------------------------------------------
+    # ---- Optimizer and reference ---------------------------------------------------------------------------
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW as transformers sets it up, or Muon on the hidden matrices."""
-        if self.optimizer is None and self.args.matrix_optimizer == "muon":
+        if getattr(self, "optimizer", None) is None and self.args.matrix_optimizer == "muon":
             from unlearnkit.training.optim import build_muon
 
             self.optimizer = build_muon(
@@ -237,15 +260,18 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
                 adamw_betas=(self.args.adam_beta1, self.args.adam_beta2),
                 adamw_eps=self.args.adam_epsilon,
             )
-        optimizer: torch.optim.Optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        optimizer: torch.optim.Optimizer = (
+            super().create_optimizer() if model is None else super().create_optimizer(model)
+        )
         return optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; cached reference log-probs are computed (or read) from the weights as they are before the first step."""
+        """Train; cached reference log-probs are computed (or read) from the weights as they are before the
+        first step."""
         if self.reference_name == "cached" and self._reference is None:
             self._attach_cached_logps()
             self._reference = reference.CachedLogps()
-        self._metric_sums, self._metric_steps = {}, 0
+        self._step_metrics.clear()
         return super().train(*args, **kwargs)
 
     def _live_reference(self) -> reference.Reference | None:
@@ -254,80 +280,20 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             # The wrapped model is only known once training has begun, so it is looked up at every call.
             return reference.AdapterOff(lambda **inputs: self.model_wrapped(**inputs), self.model)
         if self.reference_name == "frozen":
-            return reference.FrozenModel(self._prepare_frozen(copy.deepcopy(self.model)))
+            return reference.FrozenModel(frozen_copy(self.model, self.accelerator))
         return None
-
-    def _prepare_frozen(self, model: Any) -> Any:
-        model = model.eval().requires_grad_(False)
-        if self.is_deepspeed_enabled:
-            from trl.models.utils import prepare_deepspeed
-
-            return prepare_deepspeed(model, self.accelerator)
-        if self.is_fsdp_enabled:
-            from trl.models.utils import prepare_fsdp
-
-            return prepare_fsdp(model, self.accelerator)
-        return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def _attach_cached_logps(self) -> None:
         """Put reference log-probs beside the tokens of the streams that ask for them."""
-        target_off = self.model.disable_adapter() if self._has_fresh_adapter else contextlib.nullcontext()
-        for stream in _reference_streams(self.objective):
+        for stream in reference_streams(self.objective):
             data = self.tokenized[stream]
-            with target_off:
+            with self.model.disable_adapter() if self._has_fresh_adapter else contextlib.nullcontext():
                 scores = reference.cached_scores(
                     self.model, data.rows, data_fingerprint=data.fingerprint,
                     model_fingerprint=self.target_fingerprint, precision=self.accelerator.mixed_precision,
-                    device=self.args.device, pad_id=_pad_id(self.processing_class),
+                    device=self.args.device, pad_id=pad_id(self.processing_class),
                     autocast=self.accelerator.autocast(), process_index=self.accelerator.process_index,
                     num_processes=self.accelerator.num_processes,
                 )  # fmt: skip
             for row, values in zip(data.rows, scores, strict=True):
                 row["reference_logps"] = values  # type: ignore[typeddict-unknown-key]
-
-
-def _reference_streams(objective: Objective) -> tuple[str, ...]:
-    """The streams whose terms need reference log-probs."""
-    from unlearnkit.training.objective import Needs
-
-    if isinstance(objective, WeightedSum):
-        return tuple(dict.fromkeys(s for _, term in objective.terms for s in _reference_streams(term)))
-    return objective.streams if Needs.REFERENCE_LOGPS in objective.needs else ()
-
-
-def _pad_id(tokenizer: Any) -> int:
-    """Any id will do, because masks come from lengths."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
-
-
-def _refuse_settings(args: UnlearnConfig) -> None:
-    if args.remove_unused_columns:
-        raise RecipeError("training.remove_unused_columns must stay false: batches are nested by stream")
-    if args.train_sampling_strategy not in ("random", "sequential", "group_by_length"):
-        raise RecipeError(
-            f"training.train_sampling_strategy is {args.train_sampling_strategy!r}; use random, sequential or "
-            "group_by_length"
-        )
-    if args.matrix_optimizer not in (None, "muon"):
-        raise RecipeError(f"training.matrix_optimizer is {args.matrix_optimizer!r}; use muon or leave it out")
-
-
-def _with_adapter(model: Any, peft_config: Any, args: UnlearnConfig) -> Any:
-    if peft_config is not None:
-        from peft import get_peft_model
-
-        # The adapter's initial values are part of the run, so they come from its seed.
-        set_seed(args.seed)
-        try:
-            model = get_peft_model(model, peft_config)
-        except ValueError as error:
-            raise ModelError(f"the adapter does not fit the model ({error}); check model.lora.target_modules") from error
-    checkpointing = getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False)
-    if checkpointing and hasattr(model, "peft_config"):
-        # Frozen embeddings give inputs without gradient, and a checkpoint would then cut every adapter off.
-        model.enable_input_require_grads()
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ModelError(
-            "no parameter of the model is trainable; train the weights, or give peft_config (model.lora) for an adapter"
-        )
-    return model

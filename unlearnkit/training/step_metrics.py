@@ -1,0 +1,53 @@
+"""Metrics of the optimizer steps since the last log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+
+class StepMetrics:
+    """Sums up every micro-batch's shares; a mean is taken over the steps in which a metric's stream had a
+    target.
+
+    A metric belongs to the stream before its slash: "retain/nll" to "retain". In a weighted mixture a step
+    may hold no row of some stream; it must not count as a zero.
+
+    Args:
+        streams: the streams of the run, in the order of the count tables.
+    """
+
+    def __init__(self, streams: tuple[str, ...]) -> None:
+        self.streams = streams
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._steps_with: Tensor | None = None
+
+    def begin_step(self, counts: Tensor) -> None:
+        """A new optimizer step with the global count table [S, 2] of `objective.count_streams`."""
+        has_target = (counts[:, 1] > 0).long()
+        self._steps_with = has_target if self._steps_with is None else self._steps_with + has_target
+        self._steps += 1
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """One micro-batch's shares."""
+        for name, value in metrics.items():
+            share = value.detach().float()
+            self._sums[name] = self._sums[name] + share if name in self._sums else share
+
+    def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means since the last call; `reduce` sums a tensor over all processes."""
+        if not self._sums or self._steps_with is None:
+            return {}
+        names = sorted(self._sums)
+        sums = reduce(torch.stack([self._sums[name] for name in names])).tolist()
+        steps = dict(zip(self.streams, self._steps_with.tolist(), strict=True))
+        divisors = [steps.get(name.partition("/")[0], self._steps) for name in names]
+        self.clear()
+        return {name: total / n for name, total, n in zip(names, sums, divisors, strict=True) if n > 0}
