@@ -358,9 +358,10 @@ def test_a_full_disk_is_not_called_a_broken_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "columns", "parts"),
     [
-        ([{"q": "x", "a": "y"}], None, ["the set has the columns q, a", "prompt and completion", "`columns:"]),
+        ([{"q": "x", "a": "y"}], None, ["set has the columns q, a", "prompt and completion", "`columns:"]),
         ([{"question": "x"}], None, ["columns question", "name yours"]),
-        ([{"question": "x", "answer": "y"}], {"completion": "anser"}, ["no column 'anser'", "did you mean answer?"]),
+        ([{"question": "x", "answer": "y"}], {"completion": "anser"},
+         ["no column 'anser'", "did you mean answer?"]),
         ([{"q": "x", "a": "y"}], {"promt": "q"}, ["`columns` gives 'promt'", "prompt, completion"]),
         ([{"q": "x"}], {"prompt": "q", "completion": "q"}, ["column 'q' twice"]),
         ([*ROWS, {"question": "x", "answer": None}, {"question": "x", "answer": "  "}], None,
