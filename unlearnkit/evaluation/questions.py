@@ -1,9 +1,9 @@
-"""What a suite asks: data sets -> (prompt, answer) pairs as tokens, each with the record that it will become."""
+"""What a suite asks: data sets -> (prompt, answer) pairs as tokens, each with the record it will become."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from unlearnkit.evaluation.records import (
     GENERATE_ANSWER,
     GENERATION,
     PARAPHRASED_ANSWER,
+    PER_TOKEN,
     PERTURBED_ANSWER,
 )
 
@@ -24,8 +25,8 @@ from unlearnkit.evaluation.records import (
 class Question:
     """One (prompt, answer) pair and the record it belongs to.
 
-    `answer_ids` end with EOS unless the text was a document; for a generation they are the true answer, which is
-    compared with what the model says.
+    `answer_ids` end with EOS unless the text was a document; for a generation they are the true answer, which
+    is compared with what the model says.
     """
 
     probe: str
@@ -48,6 +49,24 @@ class Question:
         """Names the prompt's tokens: a greedy generation depends on nothing else."""
         return _name(self.prompt_ids)
 
+    def scored(self, result: Mapping[str, Any], stop: Collection[int]) -> dict[str, Any]:
+        """The record of a likelihood result; `stop` are the tokens that end an answer."""
+        ends = bool(self.answer_ids) and self.answer_ids[-1] in stop
+        return {
+            **self._shared(),
+            **{name: result[name] for name in PER_TOKEN},
+            "num_tokens": len(result["logps"]),
+            "ends_with_eos": ends,
+        }
+
+    def spoken(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """The record of a generation."""
+        return {**self._shared(), "text": result["text"], "num_tokens": result["num_new_tokens"]}
+
+    def _shared(self) -> dict[str, Any]:
+        names = ("probe", "dataset", "example_id", "field", "index", "prompt")
+        return {**{name: getattr(self, name) for name in names}, "reference_text": self.answer}
+
 
 def _name(*parts: Sequence[int]) -> str:
     digest = hashlib.blake2b(digest_size=12)
@@ -69,7 +88,8 @@ def likelihood_questions(
         prompt, answer = prompt_and_answer(row)
         wrong = row.get("perturbed_answer") or []
         asked = [(ANSWER, 0, answer), (PARAPHRASED_ANSWER, 0, row.get("paraphrased_answer"))]
-        asked += [(PERTURBED_ANSWER, i, text) for i, text in enumerate([wrong] if isinstance(wrong, str) else wrong)]
+        listed = [wrong] if isinstance(wrong, str) else wrong
+        asked += [(PERTURBED_ANSWER, i, text) for i, text in enumerate(listed)]
         questions += [
             _question(ANSWER_LIKELIHOOD, dataset, row, field, index, prompt, text, tokenizer, template)
             for field, index, text in asked
@@ -110,10 +130,12 @@ def _question(
 def _document(
     probe: str, field: str, dataset: str, row: Mapping[str, Any], tokenizer: Any, *, keep: int | None
 ) -> Question:
-    """A text without a question: its first `keep` tokens (default: half) are the prompt, the rest is the answer."""
+    """A text without a question: its first `keep` tokens (None: half) are prompt, the rest answer."""
     ids = list(tokenizer(row["text"])["input_ids"])
     border = max(1, len(ids) // 2) if keep is None else min(keep, len(ids))
-    prompt, answer = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:border], ids[border:]))
+    prompt, answer = (
+        tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:border], ids[border:])
+    )
     return Question(
         probe, dataset, row["example_id"], field, 0, prompt, answer, tuple(ids[:border]), tuple(ids[border:])
     )

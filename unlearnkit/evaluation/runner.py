@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearnkit.errors import DataError
+from unlearnkit.errors import DataError, ModelError, RecipeError
 from unlearnkit.evaluation.metrics import KINDS, MetricResult
 from unlearnkit.evaluation.questions import Question, generation_questions, likelihood_questions
-from unlearnkit.evaluation.records import GENERATE_ANSWER, EvalRun, new_records
+from unlearnkit.evaluation.records import GENERATE_ANSWER, RECORDS_FILE, EvalRun, new_records
 from unlearnkit.evaluation.store import ResultStore
 from unlearnkit.evaluation.suite import Suite, load_suite
 from unlearnkit.files import fingerprint
@@ -57,9 +57,10 @@ def evaluate(
         model: a causal language model, or the path or hub id of one (an adapter's folder works too).
         tokenizer: its tokenizer; by default the one saved with the model.
         suite: a shipped suite's name, a YAML file, or a loaded suite.
-        data: overrides of the suite's data section: {"split": "forget10", "root": FOLDER, "forget": FILE, ...}.
-        reference: the retain model, for forget quality: an Evaluation, the folder of one, or a model (object, folder or
-            hub id), which is then evaluated on the same data.
+        data: overrides of the suite's data section: {"split": "forget10", "root": FOLDER, "forget": FILE,
+            ...}.
+        reference: the retain model, for forget quality: an Evaluation, the folder of one, or a model (object,
+            folder or hub id), which is then evaluated on the same data.
         template: how prompts are written; must be the one used in training.
         output: a folder for `records.parquet` and `summary.json`.
         batch_tokens: padded tokens at most in one forward pass; results do not depend on it.
@@ -75,13 +76,23 @@ def evaluate(
     from unlearnkit.models.load import load_model, load_tokenizer, model_fingerprint
 
     started = time.perf_counter()
+    if isinstance(suite, Suite) and data:
+        raise RecipeError(
+            "`data` changes a suite while it is loaded; give it to load_suite(), or the suite by its name"
+        )
     suite = suite if isinstance(suite, Suite) else load_suite(suite, data)
     rows = load_datasets(suite)
+    reference = _read_reference(reference)
     if tokenizer is None:
-        tokenizer = load_tokenizer(model if isinstance(model, str | Path) else model.config._name_or_path)
+        path = str(model) if isinstance(model, str | Path) else model.config._name_or_path
+        if not path:
+            raise ModelError(
+                "the model was not loaded from anywhere, so its tokenizer is not known; give `tokenizer`"
+            )
+        tokenizer = load_tokenizer(path)
     written = Template.for_tokenizer(tokenizer, template)
     questions = ask(suite, rows, tokenizer, written)
-    options = {
+    options: dict[str, Any] = {
         "batch_tokens": batch_tokens, "max_new_tokens": max_new_tokens or suite.probes.max_new_tokens,
         "cache": cache, "progress": progress,
     }  # fmt: skip
@@ -100,7 +111,9 @@ def evaluate(
             "tokenizer": fingerprint(sorted({q.pair for q in questions})),
         },
         "reference": None if other is None else {
-            "label": other.summary.get("label"), "fingerprint": other.summary["fingerprint"]["model"]},
+            "label": other.summary.get("label"),
+            "fingerprint": other.summary.get("fingerprint", {}).get("model"),
+        },
         "metrics": {k: _described(m, suite, k) for k, m in metrics.items()},
         "cost": {**cost, "seconds": round(time.perf_counter() - started, 3)},
         "versions": versions(),
@@ -115,7 +128,11 @@ def load_datasets(suite: Suite) -> dict[str, list[dict[str, Any]]]:
     """The rows of each data set that has a source."""
     from unlearnkit.data.streams import load_stream
 
-    rows = {k: load_stream(s, root=suite.root, name=f"evaluation {k}").to_list() for k, s in suite.data.items() if s}
+    rows = {
+        key: load_stream(sources, root=suite.root, name=f"evaluation.data.{key}").to_list()
+        for key, sources in suite.data.items()
+        if sources
+    }
     if not rows:
         raise DataError(f"suite {suite.name} has no data; give data.forget (and data.retain)")
     return rows
@@ -149,24 +166,30 @@ def _answers(
     stop = probes.stop_tokens(model, tokenizer)
     scores = ResultStore(model_name, "answer_likelihood", enabled=cache)
     texts = ResultStore(
-        model_name, "generate_answer", max_new_tokens, stop, fingerprint(tokenizer.get_vocab()), enabled=cache
-    )
+        model_name, "generate_answer", max_new_tokens, stop, probes.generation_settings(model),
+        fingerprint(tokenizer.get_vocab()), enabled=cache,
+    )  # fmt: skip
     scored = {q.pair: q for q in questions if q.probe != GENERATE_ANSWER and q.pair not in scores}
-    spoken = {q.prompt_name: q for q in questions if q.probe == GENERATE_ANSWER and q.prompt_name not in texts}
-    _collect(
-        scores, list(scored.values()), f"{label}: scoring answers", progress,
-        lambda mine, done: probes.score_answers(model, mine, pad_id=pad_id, batch_tokens=batch_tokens, done=done),
-    )  # fmt: skip
-    _collect(
-        texts, list(spoken.values()), f"{label}: generating answers", progress,
-        lambda mine, done: probes.generate_answers(
-            model, tokenizer, mine, pad_id=pad_id, batch_tokens=batch_tokens, max_new_tokens=max_new_tokens, done=done
-        ),
-    )  # fmt: skip
-    model.train(was_training)
+    spoken = {
+        q.prompt_name: q for q in questions if q.probe == GENERATE_ANSWER and q.prompt_name not in texts
+    }
+    budget: dict[str, int] = {"pad_id": pad_id, "batch_tokens": batch_tokens}
+    try:
+        _collect(
+            scores, list(scored.values()), f"{label}: scoring answers", progress,
+            lambda mine, done: probes.score_answers(model, mine, **budget, done=done),
+        )  # fmt: skip
+        _collect(
+            texts, list(spoken.values()), f"{label}: generating answers", progress,
+            lambda mine, done: probes.generate_answers(
+                model, tokenizer, mine, **budget, max_new_tokens=max_new_tokens, done=done
+            ),
+        )  # fmt: skip
+    finally:
+        model.train(was_training)
     stop_set = set(stop)
     records = new_records(
-        _spoken_record(q, texts[q.prompt_name]) if q.probe == GENERATE_ANSWER else _scored_record(q, scores[q.pair], stop_set)
+        q.spoken(texts[q.prompt_name]) if q.probe == GENERATE_ANSWER else q.scored(scores[q.pair], stop_set)
         for q in questions
     )
     tokens = sum(len(q.prompt_ids) + len(q.answer_ids) for q in scored.values())
@@ -175,7 +198,7 @@ def _answers(
 
 def _collect(
     store: ResultStore, missing: list[Question], title: str, progress: bool,
-    probe: Callable[[list[Question], Callable[[int], None]], Any],
+    probe: Callable[[list[Question], Callable[[int], Any]], Any],
 ) -> None:  # fmt: skip
     """Ask for what is missing, each process its share, and put it into the store of every process."""
     import torch.distributed as dist
@@ -202,23 +225,6 @@ def _collect(
                 store.remember(part)
 
 
-def _scored_record(q: Question, result: Mapping[str, Any], stop: set[int]) -> dict[str, Any]:
-    return {
-        "probe": q.probe, "dataset": q.dataset, "example_id": q.example_id, "field": q.field, "index": q.index,
-        "prompt": q.prompt, "reference_text": q.answer, "num_tokens": len(result["logps"]),
-        "logps": result["logps"], "hits": result["hits"], "means": result["means"], "variances": result["variances"],
-        "ends_with_eos": bool(q.answer_ids) and q.answer_ids[-1] in stop,
-    }  # fmt: skip
-
-
-def _spoken_record(q: Question, result: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "probe": q.probe, "dataset": q.dataset, "example_id": q.example_id, "field": q.field, "index": q.index,
-        "prompt": q.prompt, "reference_text": q.answer, "text": result["text"],
-        "num_tokens": result["num_new_tokens"],
-    }  # fmt: skip
-
-
 def compute_metrics(suite: Suite, run: Any, retain: Any = None) -> dict[str, MetricResult]:
     """Every metric of the suite, from records alone."""
     results = {}
@@ -233,15 +239,20 @@ def _described(result: MetricResult, suite: Suite, name: str) -> dict[str, Any]:
     return {**result.as_json(), "title": spec.title or name.replace("_", " "), "group": spec.group}
 
 
+def _read_reference(reference: Any) -> Any:
+    """A folder of an evaluation is read at once, so that a broken one is refused before any model runs."""
+    if isinstance(reference, str | Path) and (Path(reference) / RECORDS_FILE).exists():
+        return Evaluation(EvalRun.load(reference), {})
+    return reference
+
+
 def _reference(
     reference: Any, suite: Suite, tokenizer: Any, template: TemplateSpec | None, batch_tokens: int,
     max_new_tokens: int | None, cache: bool, progress: bool,
 ) -> Evaluation | None:  # fmt: skip
-    """The retain model's evaluation: as given, read from a folder, or made now on the same data."""
+    """The retain model's evaluation: as given, or made now on the same data."""
     if reference is None or isinstance(reference, Evaluation):
         return reference
-    if isinstance(reference, str | Path) and (Path(reference) / "records.parquet").exists():
-        return Evaluation(EvalRun.load(reference), {})
     own = None if isinstance(reference, str | Path) else tokenizer
     return evaluate(
         reference, own, suite, template=template, batch_tokens=batch_tokens, max_new_tokens=max_new_tokens,

@@ -1,12 +1,13 @@
 """What a model has already said, kept by content.
 
-One folder per (model weights, probe, settings); in it, parquet files that hold results by the hash of the tokens that went
-in. Whatever asks again (another suite, the same command after a kill) computes only what is missing, and nothing stale can
-be found, because everything that decides a number is in its name.
+One folder per (model weights, probe, settings); in it, parquet files that hold results by the hash of the
+tokens that went in. Whatever asks again (another suite, the same command after a kill) computes only what is
+missing, and nothing stale can be found, because everything that decides a number is in its name.
 """
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,8 @@ from unlearnkit.training.reference import cache_folder
 
 #: Raised when the way of computing changes, so that old results are never mixed with new ones.
 _STORE_FORMAT = 1
-_FLUSH_EVERY = 512
+_FLUSH_EVERY = 512  # results
+_FLUSH_SECONDS = 10.0
 
 
 class ResultStore:
@@ -34,6 +36,7 @@ class ResultStore:
         )
         self._known: dict[str, dict[str, Any]] = {}
         self._new: list[dict[str, Any]] = []
+        self._flushed = time.monotonic()
         for path in sorted(self.folder.glob("*.parquet")) if self.folder else []:
             self._known.update(_read(path))
 
@@ -44,11 +47,11 @@ class ResultStore:
         return self._known[name]
 
     def add(self, results: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        """Take results in; every few hundred go to the disk, so that a killed evaluation loses little."""
+        """Take results in; every few seconds they go to the disk, so that a kill loses little."""
         for name, result in results:
             self._known[name] = result
             self._new.append({"name": name, **result})
-        if len(self._new) >= _FLUSH_EVERY:
+        if len(self._new) >= _FLUSH_EVERY or time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
     def remember(self, results: Iterable[tuple[str, dict[str, Any]]]) -> None:
@@ -57,6 +60,7 @@ class ResultStore:
 
     def flush(self) -> None:
         """Write what is new as one more file."""
+        self._flushed = time.monotonic()
         if self.folder is None or not self._new:
             return
         import pyarrow as pa
@@ -72,8 +76,9 @@ def _narrow(table: Any) -> Any:
     """float64 lists -> float32: the values are float32 already, and a reread must give the same ones."""
     import pyarrow as pa
 
-    types = {"logps": pa.list_(pa.float32()), "means": pa.list_(pa.float32()), "variances": pa.list_(pa.float32())}
+    types = dict.fromkeys(("logps", "means", "variances"), pa.list_(pa.float32()))
     types["hits"] = pa.list_(pa.bool_())
+    types["text"] = pa.string()
     fields = [pa.field(f.name, types.get(f.name, f.type)) for f in table.schema]
     return table.cast(pa.schema(fields))
 
@@ -85,6 +90,6 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
     try:
         rows = pq.ParquetFile(path).read().to_pylist()
-    except (pa.ArrowException, OSError):
+        return {row.pop("name"): row for row in rows}
+    except (pa.ArrowException, OSError, KeyError):
         return {}
-    return {row.pop("name"): row for row in rows}

@@ -1,4 +1,4 @@
-"""A suite: a YAML list of data sets, probes and metrics; every name in it is checked before a model is loaded."""
+"""A suite: a YAML list of data sets, probes and metrics; every name is checked before a model is loaded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from unlearnkit import shipped
 from unlearnkit.errors import RecipeError
 from unlearnkit.recipe import StreamSpec
-from unlearnkit.strict import Reader, did_you_mean
-from unlearnkit.yamlfile import read_document
+from unlearnkit.strict import MISFIT, Reader, did_you_mean, field_hints, fit, phrase
+from unlearnkit.yamlfile import Document, read_document, show
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def load_suite(name: str | Path, data: Mapping[str, Any] | None = None) -> Suite
 
     Args:
         name: a shipped suite ("tofu") or the path of a YAML file.
-        data: overrides: `split`, `root`, or a data set's source (a path, or a mapping as in a recipe's stream).
+        data: overrides: `split`, `root`, or a data set's source (a path, or a mapping as in a recipe's
+            stream).
 
     Raises:
         RecipeError: every mistake found, one a line.
@@ -75,9 +76,9 @@ def load_suite(name: str | Path, data: Mapping[str, Any] | None = None) -> Suite
         _Head, {k: v for k, v in values.items() if k not in ("data", "probes", "metrics")}, (),
         also=("data", "probes", "metrics"),
     )  # fmt: skip
-    probes = reader.section(ProbeSpec, values.get("probes") or {}, ("probes",))
-    sources = dict(values.get("data") or {})
-    metrics = {key: _metric(reader, key, item) for key, item in (values.get("metrics") or {}).items()}
+    probes = reader.section(ProbeSpec, _section(document, "probes"), ("probes",))
+    sources = _section(document, "data")
+    metrics = {key: _metric(reader, key, item) for key, item in _section(document, "metrics").items()}
     document.raise_problems()
     assert head is not None
     assert probes is not None
@@ -91,27 +92,38 @@ def load_suite(name: str | Path, data: Mapping[str, Any] | None = None) -> Suite
     return suite
 
 
+def _section(document: Document, key: str) -> dict[str, Any]:
+    value = document.values.get(key) or {}
+    if isinstance(value, dict):
+        return dict(value)
+    document.problem((key,), f"{key} must be a section of keys, found {show(value)}")
+    return {}
+
+
 def _metric(reader: Reader, key: str, item: Any) -> MetricSpec | None:
     from unlearnkit.evaluation import metrics
 
     at = ("metrics", key)
     if not isinstance(item, dict) or item.get("kind") not in metrics.KINDS:
         kind = item.get("kind") if isinstance(item, dict) else item
-        reader.problem(at, f"metrics.{key}.kind {kind!r} is not known{did_you_mean(str(kind), metrics.KINDS)}")
+        hint = did_you_mean(str(kind), metrics.KINDS)
+        reader.problem(at, f"metrics.{key}.kind {kind!r} is not known{hint}")
         return None
     known = [one.name for one in dataclasses.fields(MetricSpec) if one.name != "options"]
     allowed = metrics.options_of(item["kind"])
     for option in item:
         if option not in known and option not in allowed:
             reader.unknown((*at, option), [*known, *allowed])
-    fields = {k: v for k, v in item.items() if k in known}
-    return MetricSpec(**fields, options={k: v for k, v in item.items() if k in allowed})
+    spec = reader.section(MetricSpec, {k: v for k, v in item.items() if k in known}, at)
+    options = {k: v for k, v in item.items() if k in allowed}
+    return None if spec is None else dataclasses.replace(spec, options=options)
 
 
 def _split(head: _Head, data: Mapping[str, Any]) -> str | None:
     split = data.get("split") or head.split
     if head.splits and split not in head.splits:
-        raise RecipeError(f"suite {head.suite}: there is no split {split!r}{did_you_mean(str(split), head.splits)}")
+        hint = did_you_mean(str(split), head.splits)
+        raise RecipeError(f"suite {head.suite}: there is no split {split!r}{hint}")
     return split
 
 
@@ -123,23 +135,34 @@ def _data(
     root = overrides.pop("root", None) or sources.pop("root", None)
     sources.pop("root", None)
     if unknown := [key for key in overrides if key not in sources]:
-        raise RecipeError(f"suite {name} has no data set {unknown[0]!r}{did_you_mean(unknown[0], [*sources, 'root'])}")
+        hint = did_you_mean(unknown[0], [*sources, "split", "root"])
+        raise RecipeError(f"suite {name} has no data set {unknown[0]!r}{hint}")
     sets = {}
     for key, value in {**sources, **overrides}.items():
-        specs = [] if value is None else [_source(one, key, split) for one in (value if isinstance(value, list) else [value])]
-        sets[key] = specs
+        several = value if isinstance(value, list) else [] if value is None else [value]
+        sets[key] = [_source(one, key, split) for one in several]
     return root, sets
 
 
 def _source(value: Any, key: str, split: str | None) -> StreamSpec:
     if isinstance(value, StreamSpec):
         return value
-    fields = {"path": value} if isinstance(value, str) else dict(value)
-    known = [one.name for one in dataclasses.fields(StreamSpec)]
-    if unknown := [k for k in fields if k not in known]:
-        raise RecipeError(f"evaluation data {key}: unknown key {unknown[0]!r}{did_you_mean(unknown[0], known)}")
-    if fields.get("name"):
-        fields["name"] = fields["name"].replace("{split}", split or "")
+    where = f"evaluation.data.{key}"
+    if isinstance(value, Path):
+        value = str(value)
+    if not isinstance(value, str | Mapping):
+        raise RecipeError(f"{where} must be a path or a section of keys, found {show(value)}")
+    fields: dict[str, Any] = {"path": value} if isinstance(value, str) else dict(value)
+    hints = field_hints(StreamSpec)
+    for name, item in fields.items():
+        if name not in hints:
+            raise RecipeError(f"{where}: unknown key {name!r}{did_you_mean(str(name), hints)}")
+        if fit(item, hints[name]) is MISFIT:
+            raise RecipeError(f"{where}.{name} must be {phrase(hints[name])}, found {show(item)}")
+        if isinstance(item, str) and "{split}" in item:
+            if split is None:
+                raise RecipeError(f"{where}.{name} is {item!r}, but no split is given; set evaluation.split")
+            fields[name] = item.replace("{split}", split)
     return StreamSpec(**fields)
 
 
@@ -147,4 +170,5 @@ def _check_names(suite: Suite, path: Path) -> None:
     used = {*suite.probes.answer_likelihood, *suite.probes.generate_answer}
     used |= {m.dataset for m in suite.metrics.values() if m.dataset}
     if unknown := sorted(used - set(suite.data)):
-        raise RecipeError(f"{path}: {unknown[0]!r} is used, but it is not under data{did_you_mean(unknown[0], suite.data)}")
+        hint = did_you_mean(unknown[0], suite.data)
+        raise RecipeError(f"{path}: {unknown[0]!r} is used, but it is not under data{hint}")
