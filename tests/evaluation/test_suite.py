@@ -76,7 +76,7 @@ def test_an_override_may_have_several_sources_of_any_form(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ([("kind: probability", "kind: probabilty")], ["'probabilty' is not known", "did you mean 'probability'"]),
+        ([("kind: probability", "kind: probabilty")], ["'probabilty' is not known", "'probability'"]),
         ([("measure: fmeasure", "mesure: fmeasure")], ["unknown key 'mesure'", "did you mean 'measure'"]),
         ([("max_new_tokens", "max_tokens")], ["unknown key 'max_tokens' in probes", "max_new_tokens"]),
         ([("max_new_tokens: 7", "max_new_tokens: 0")], ["probes.max_new_tokens must be at least 1"]),
@@ -88,7 +88,7 @@ def test_an_override_may_have_several_sources_of_any_form(tmp_path):
         ([("limit: 5", "limt: 5")], ["evaluation.data.forget", "unknown key 'limt'", "did you mean 'limit'"]),
         ([("limit: 5", "limit: five")], ["evaluation.data.forget.limit must be a whole number"]),
         ([("retain: null", "retain: 3")], ["evaluation.data.retain must be a path or a section"]),
-        ([("forget: {path", "forget: [3, {path"), ("limit: 5}", "limit: 5}]")], ["evaluation.data.forget must be"]),
+        ([("forget: {path", "forget: [3, {path"), ("limit: 5}", "limit: 5}]")], ["data.forget must be a path"]),
     ],
 )  # fmt: skip
 def test_mistakes_are_refused_before_a_model_is_loaded(write, changes, parts):
