@@ -228,12 +228,10 @@ def main() -> None:
 
 
 def _other_error(error: Exception, debug: bool) -> None:
-    import click
-
-    if isinstance(error, click.ClickException):
+    if isinstance(error, typer.TyperException) and hasattr(error, "show"):
         error.show()
-        sys.exit(error.exit_code)
-    if isinstance(error, click.Abort):
+        sys.exit(getattr(error, "exit_code", 2))
+    if isinstance(error, typer.Abort):
         sys.exit(130)
     if debug:
         raise error

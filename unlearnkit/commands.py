@@ -51,7 +51,7 @@ def run_one(recipe: Recipe, run: RunDir, stages: Sequence[str] = ALL, *, progres
     if "evaluate" in stages:
         found = pipeline.evaluate()
         if found:
-            print_metrics({role: e.metrics for role, e in found.items()})
+            print_metrics({role: e.metrics for role, e in found.items()}, {r: e.summary["label"] for r, e in found.items()})
     if "report" in stages and recipe.evaluation.suite is not None:
         path = pipeline.report()
         if path is not None:
@@ -88,7 +88,7 @@ def evaluate_model(
     say(f"Records: {folder}")
 
 
-def print_metrics(found: dict[str, Any]) -> None:
+def print_metrics(found: dict[str, Any], labels: dict[str, str] | None = None) -> None:
     """A table of metrics, a column per model; what could not be measured is named below."""
     if os.environ.get("RANK", "0") != "0":
         return
@@ -96,7 +96,7 @@ def print_metrics(found: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("metric")
     for role in order:
-        table.add_column(role, justify="right")
+        table.add_column((labels or {}).get(role, role), justify="right")
     names = next(iter(found.values()))
     for name in names:
         cells = [found[role].get(name) for role in order]
@@ -118,5 +118,6 @@ def quiet() -> None:
     import transformers
 
     datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -112,8 +112,10 @@ class Pipeline:
             return model, tokenizer
         assert self.model_path is not None
         tokenizer = load.load_tokenizer(spec.tokenizer or self.model_path, revision=spec.revision)
+        # An adapter remembers where its base model lies, so a folder is named from the root.
+        path = str(Path(self.model_path).resolve()) if Path(self.model_path).is_dir() else self.model_path
         model = load.load_model(
-            self.model_path, dtype=spec.dtype, attn_implementation=spec.attn_implementation, revision=spec.revision
+            path, dtype=spec.dtype, attn_implementation=spec.attn_implementation, revision=spec.revision
         )
         return model, tokenizer
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearnkit import shipped
 from unlearnkit.errors import UserError
 from unlearnkit.files import fingerprint, read_json, write_atomic, write_json
 from unlearnkit.recipe import Recipe
@@ -108,18 +109,30 @@ def claim(run: RunDir, recipe: Recipe, inputs: dict[str, Any]) -> dict[str, Any]
     if manifest is not None:
         old = manifest.get("identity", {})
         changed = sorted(k for k in {*identity, *old} if identity.get(k) != old.get(k))
-        if changed:
+        nothing_yet = not run.model.exists() and not any(run.checkpoints.glob("checkpoint-*"))
+        if changed and nothing_yet:
+            manifest = None
+        elif changed:
             what = ", ".join({"recipe": "the recipe or its settings"}.get(k, k) for k in changed)
             raise UserError(
                 f"{run.root} holds a run that was made with something else ({what} changed since); "
                 "choose another folder with --name, or remove it"
             )
+    if manifest is not None:
         return manifest
     write_atomic(run.recipe, recipe.to_yaml())
     return run.update_manifest(
-        name=recipe.name, recipe=str(recipe.source), method=recipe.method, identity=identity, seed=recipe.seed,
+        name=recipe.name, recipe=shown_source(recipe.source), method=recipe.method, identity=identity, seed=recipe.seed,
         status="started", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), git=git_state(),
     )  # fmt: skip
+
+
+def shown_source(source: Path | None) -> str | None:
+    """A shipped recipe by its name, so that no report speaks of a folder on somebody's disk; else the path as given."""
+    if source is None:
+        return None
+    name = shipped.name_of("recipes", source)
+    return name if name in shipped.available("recipes") else str(source)
 
 
 def model_identity(path: str | None) -> str | None:

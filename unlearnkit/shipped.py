@@ -78,7 +78,7 @@ def describe(path: str | Path) -> str:
     """The one-line description of a file: the first line of text in its opening comment, or ""."""
     with Path(path).open(encoding="utf-8") as lines:
         for line in lines:
-            line = line.strip()
+            line = "" if line.startswith("#!") else line.strip()
             if line and not line.startswith("#"):
                 return ""
             if text := line.lstrip("# ").strip():

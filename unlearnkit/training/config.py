@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -32,6 +33,9 @@ class UnlearnConfig(TrainingArguments):  # type: ignore[misc]
     )
     activation_checkpointing: bool | None = field(
         default=None, metadata={"help": "Compute activations again in the backward pass, to save memory."}
+    )
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of it, such as use_reentrant."}
     )
     retain: str = field(
         default="nll", metadata={"help": "Retain term: nll, kl (reference to policy), reverse_kl or none."}
@@ -63,6 +67,8 @@ class UnlearnConfig(TrainingArguments):  # type: ignore[misc]
         """Settle what versions of transformers and devices want differently."""
         if not hasattr(TrainingArguments, "activation_checkpointing"):  # transformers before 5.19
             self.gradient_checkpointing: bool = bool(self.activation_checkpointing)
+            self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory: bool = False
+            self.use_cpu: bool = True  # else transformers refuses bf16 here
         super().__post_init__()
