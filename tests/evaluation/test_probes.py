@@ -48,10 +48,15 @@ def model(request, tiny_model, tiny_tokenizer):
         return lora(tiny_model(), lora_alpha=32)
     with torch.random.fork_rng():  # learned positions: wrong ones would show
         torch.manual_seed(0)
-        config = GPT2Config(
-            vocab_size=len(tiny_tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=256, initializer_range=0.2,
-            bos_token_id=tiny_tokenizer.bos_token_id, eos_token_id=tiny_tokenizer.eos_token_id,
-        )  # fmt: skip
+        special = {"bos_token_id": tiny_tokenizer.bos_token_id, "eos_token_id": tiny_tokenizer.eos_token_id}
+        size = {
+            "vocab_size": len(tiny_tokenizer),
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": 256,
+        }
+        config = GPT2Config(**size, **special, initializer_range=0.2)
         return GPT2LMHeadModel(config).eval()
 
 

@@ -88,7 +88,7 @@ def test_an_override_may_have_several_sources_of_any_form(tmp_path):
         ([("limit: 5", "limt: 5")], ["evaluation.data.forget", "unknown key 'limt'", "did you mean 'limit'"]),
         ([("limit: 5", "limit: five")], ["evaluation.data.forget.limit must be a whole number"]),
         ([("retain: null", "retain: 3")], ["evaluation.data.retain must be a path or a section"]),
-        ([("forget: {path", "forget: [3, {path"), ("limit: 5}", "limit: 5}]")], ["data.forget must be a path"]),
+        ([("forget: {path", "forget: [3, {path"), ("limit: 5}", "limit: 5}]")], ["forget must be a path"]),
     ],
 )  # fmt: skip
 def test_mistakes_are_refused_before_a_model_is_loaded(write, changes, parts):

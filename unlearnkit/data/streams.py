@@ -44,7 +44,7 @@ def load_stream(
     """
     import datasets
 
-    name = name if "." in name else f"data.{name}"
+    name = name if "." in name or name == "data" else f"data.{name}"
     parts = [source] if isinstance(source, StreamSpec) else list(source)
     if not parts:
         raise DataError(f"{name} lists no source; name a path or a hub id")

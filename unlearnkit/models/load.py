@@ -124,6 +124,11 @@ def model_fingerprint(model: Any) -> str:
     for name, adapter in getattr(model, "peft_config", {}).items():
         shown = ("r", "lora_alpha", "use_rslora", "use_dora", "peft_type")
         settings[f"adapter {name}"] = {k: str(getattr(adapter, k, None)) for k in shown}
+    for name, module in model.named_modules():
+        # What peft really multiplies by (alpha, patterns, later changes), and whether it does so at all.
+        if isinstance(scaling := getattr(module, "scaling", None), dict):
+            active = [str(adapter) for adapter in getattr(module, "active_adapters", ())]
+            settings[f"scaling {name}"] = [scaling, active, bool(getattr(module, "disable_adapters", False))]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode())
