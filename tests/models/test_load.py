@@ -98,7 +98,7 @@ def test_an_adapter_is_put_on_its_base(folder, tiny_model, tmp_path):
     loaded = load_model(str(place))
     tokens = torch.arange(3, 23).reshape(2, 10)
     torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits, rtol=0, atol=0)
-    assert model_fingerprint(loaded) != model_fingerprint(tiny_model())
+    assert model_fingerprint(loaded) == model_fingerprint(model) != model_fingerprint(tiny_model())
 
     settings = json.loads((place / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = str(tmp_path / "gone")
@@ -106,11 +106,11 @@ def test_an_adapter_is_put_on_its_base(folder, tiny_model, tmp_path):
     with pytest.raises(ModelError, match="gone does not exist"):
         load_model(str(place))
     (place / "adapter_config.json").write_text("{")
-    with pytest.raises(ModelError, match="the model in .*adapter cannot be loaded"):
+    with pytest.raises(ModelError, match=r"the model in .*adapter cannot be loaded"):
         load_model(str(place))
 
 
-# ---- The fingerprint -----------------------------------------------------------------------------------------
+# ---- The fingerprint ---------------------------------------------------------------------------------------
 
 
 def _changed_weight(model):
@@ -152,3 +152,19 @@ def test_an_adapters_scale_is_part_of_it(tiny_model):
         torch.manual_seed(0)
         prints.append(model_fingerprint(_adapted(tiny_model(), lora_alpha=alpha)))
     assert prints[0] != prints[1]
+
+
+def test_what_the_adapter_multiplies_by_is_part_of_it(tiny_model):
+    """Also where only some modules differ, where it was changed later, and when the adapter is off."""
+    model = _adapted(tiny_model(), init_lora_weights=False)
+    first = model_fingerprint(model)
+    with model.disable_adapter():
+        assert model_fingerprint(model) != first
+    assert model_fingerprint(model) == first
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    layer.scaling["default"] *= 2
+    assert model_fingerprint(model) != first
+    torch.manual_seed(0)
+    plain = model_fingerprint(_adapted(tiny_model()))
+    torch.manual_seed(0)
+    assert model_fingerprint(_adapted(tiny_model(), alpha_pattern={"q_proj": 3})) != plain

@@ -18,6 +18,11 @@ from unlearnkit.files import read_json, write_atomic, write_json
 
 #: Written last into a checkpoint: a folder without it was interrupted.
 COMPLETE = "complete.json"
+NO_GRADIENT = (
+    "all gradients are zero after the first step, so nothing would be learned; check the weights of the loss "
+    "terms, that model.lora names modules that this model uses, and that activation checkpointing lets "
+    "gradients reach them"
+)
 
 
 class FollowEpoch(TrainerCallback):  # type: ignore[misc]
@@ -125,8 +130,4 @@ class RefuseZeroGradients(TrainerCallback):  # type: ignore[misc]
                     # NaN counts as a gradient here: it is shown by the loss, not hidden by this check.
                     largest = torch.maximum(largest, torch.nan_to_num(grad.abs().max().float(), nan=1.0))
         if float(self.accelerator.reduce(largest, reduction="sum")) == 0.0:
-            raise ModelError(
-                "all gradients are zero after the first step, so nothing would be learned; check the weights "
-                "of the loss terms, that model.lora names modules that this model uses, and that activation "
-                "checkpointing lets gradients reach them"
-            )
+            raise ModelError(NO_GRADIENT)

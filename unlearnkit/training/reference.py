@@ -22,7 +22,7 @@ from unlearnkit.data.formats import TokenRow
 from unlearnkit.errors import RecipeError
 from unlearnkit.files import atomic_path, fingerprint
 from unlearnkit.training import logprobs
-from unlearnkit.training.objective import Needs
+from unlearnkit.training.objective import Needs, fuse
 
 #: The names that `training.reference` may take.
 PROVIDERS = ("auto", "cached", "adapter_off", "frozen")
@@ -79,7 +79,9 @@ class CachedLogps:
         raise RuntimeError("cached reference log-probs hold no logits")
 
     def token_logps(self, batch: TokenBatch) -> Tensor:
-        """float32 [N]."""
+        """float32 [N]; a batch without rows has none."""
+        if "reference_logps" not in batch and len(batch["labels"]) == 0:
+            return torch.zeros(0, device=batch["labels"].device)
         return batch["reference_logps"].flatten()[logprobs.positions_of(batch) + 1]
 
 
@@ -92,7 +94,7 @@ class FrozenModel:
     @torch.no_grad()
     def logits(self, batch: TokenBatch) -> Tensor:
         """[N, V]."""
-        return logprobs.target_logits(self.model, batch).logits_NV
+        return logprobs.target_logits(self.model, fuse({"": batch})).logits_NV
 
     def token_logps(self, batch: TokenBatch) -> Tensor:
         """float32 [N]."""
@@ -125,7 +127,7 @@ class AdapterOff:
     def logits(self, batch: TokenBatch) -> Tensor:
         """[N, V]."""
         with self._switched_off():
-            return logprobs.target_logits(self.model, batch, unwrapped=self.unwrapped).logits_NV
+            return logprobs.target_logits(self.model, fuse({"": batch}), unwrapped=self.unwrapped).logits_NV
 
     def token_logps(self, batch: TokenBatch) -> Tensor:
         """float32 [N]."""

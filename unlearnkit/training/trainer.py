@@ -20,13 +20,13 @@ from unlearnkit.data.collate import StreamCollator
 from unlearnkit.data.columns import canonical
 from unlearnkit.data.formats import Template, Tokenized, tokenize_stream
 from unlearnkit.data.mixing import EpochOrder, StreamMix
+from unlearnkit.errors import ModelError
 from unlearnkit.models.load import load_model, model_fingerprint
 from unlearnkit.recipe import MixSpec, TemplateSpec
 from unlearnkit.training import logprobs, reference
-from unlearnkit.training.callbacks import CompleteCheckpoints, FollowEpoch, RefuseZeroGradients
+from unlearnkit.training.callbacks import NO_GRADIENT, CompleteCheckpoints, FollowEpoch, RefuseZeroGradients
 from unlearnkit.training.config import UnlearnConfig
 from unlearnkit.training.objective import (
-    LossOutput,
     Objective,
     Step,
     WeightedSum,
@@ -34,7 +34,7 @@ from unlearnkit.training.objective import (
     count_streams,
     fuse,
     reference_streams,
-)  # fmt: skip
+)
 from unlearnkit.training.prepare import (
     chosen_streams,
     frozen_copy,
@@ -197,7 +197,9 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         if counts is None:
             counts = as_counts(count_streams([inputs], tuple(inputs), self.args.device), tuple(inputs))
         step = Step(model, inputs, counts, self._reference, unwrapped=self.accelerator.unwrap_model(model))
-        out: LossOutput = self.objective(step, inputs)
+        out = self.objective(step, inputs)
+        if torch.is_grad_enabled() and not out.loss.requires_grad:
+            raise ModelError(NO_GRADIENT)
         self._step_metrics.add(out.metrics)
         loss = out.loss * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
@@ -222,15 +224,13 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: Any = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """As in transformers, with a loss that is exact: the mean over target tokens, not a mean of batch
-        means."""
+        """As in transformers, but the loss is the mean over all target tokens, not a mean of batch means."""
         self._eval_sums = [0.0, 0.0]
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        nll, tokens = self._sum_over_processes(
-            torch.tensor(self._eval_sums, device=self.args.device)
-        ).tolist()
+        sums = torch.tensor(self._eval_sums, device=self.args.device)
+        nll, tokens = self._sum_over_processes(sums).tolist()
         output.metrics[f"{metric_key_prefix}_loss"] = nll / max(tokens, 1.0)
         return output._replace(num_samples=sum(bool(item) for item in dataloader.dataset))
 
@@ -260,14 +260,11 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
                 adamw_betas=(self.args.adam_beta1, self.args.adam_beta2),
                 adamw_eps=self.args.adam_epsilon,
             )
-        optimizer: torch.optim.Optimizer = (
-            super().create_optimizer() if model is None else super().create_optimizer(model)
-        )
-        return optimizer
+        made: torch.optim.Optimizer = super().create_optimizer(*([] if model is None else [model]))
+        return made
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; cached reference log-probs are computed (or read) from the weights as they are before the
-        first step."""
+        """Train; cached reference log-probs are those of the weights as they are before the first step."""
         if self.reference_name == "cached" and self._reference is None:
             self._attach_cached_logps()
             self._reference = reference.CachedLogps()
