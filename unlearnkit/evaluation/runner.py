@@ -169,18 +169,16 @@ def _answers(
         model_name, "generate_answer", max_new_tokens, stop, probes.generation_settings(model),
         fingerprint(tokenizer.get_vocab()), enabled=cache,
     )  # fmt: skip
-    scored = {q.pair: q for q in questions if q.probe != GENERATE_ANSWER and q.pair not in scores}
-    spoken = {
-        q.prompt_name: q for q in questions if q.probe == GENERATE_ANSWER and q.prompt_name not in texts
-    }
     budget: dict[str, int] = {"pad_id": pad_id, "batch_tokens": batch_tokens}
     try:
-        _collect(
-            scores, list(scored.values()), f"{label}: scoring answers", progress,
+        scored = _collect(
+            scores, {q.pair: q for q in questions if q.probe != GENERATE_ANSWER},
+            f"{label}: scoring answers", progress,
             lambda mine, done: probes.score_answers(model, mine, **budget, done=done),
         )  # fmt: skip
-        _collect(
-            texts, list(spoken.values()), f"{label}: generating answers", progress,
+        spoken = _collect(
+            texts, {q.prompt_name: q for q in questions if q.probe == GENERATE_ANSWER},
+            f"{label}: generating answers", progress,
             lambda mine, done: probes.generate_answers(
                 model, tokenizer, mine, **budget, max_new_tokens=max_new_tokens, done=done
             ),
@@ -192,23 +190,28 @@ def _answers(
         q.spoken(texts[q.prompt_name]) if q.probe == GENERATE_ANSWER else q.scored(scores[q.pair], stop_set)
         for q in questions
     )
-    tokens = sum(len(q.prompt_ids) + len(q.answer_ids) for q in scored.values())
+    tokens = sum(len(q.prompt_ids) + len(q.answer_ids) for q in scored)
     return records, {"scored_pairs": len(scored), "generated": len(spoken), "tokens": tokens}
 
 
 def _collect(
-    store: ResultStore, missing: list[Question], title: str, progress: bool,
+    store: ResultStore, asked: Mapping[str, Question], title: str, progress: bool,
     probe: Callable[[list[Question], Callable[[int], Any]], Any],
-) -> None:  # fmt: skip
-    """Ask for what is missing, each process its share, and put it into the store of every process."""
+) -> list[Question]:  # fmt: skip
+    """Ask for what is missing, each process its share; all get all of it. Return what was asked."""
     import torch.distributed as dist
     from tqdm import tqdm
 
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
-    mine = missing[rank::world]
+    unknown = {name for name in asked if name not in store}
+    if several:
+        # Each process has read the disk at a moment of its own: what one of them lacks, all ask for.
+        unknown = set().union(*_gathered(unknown, world))
+    missing = [question for name, question in asked.items() if name in unknown]
     if not missing:
-        return
+        return []
+    mine = missing[rank::world]
     collected: list[Any] = []
     try:
         with tqdm(total=len(mine), desc=title, disable=not progress or rank > 0, leave=False) as bar:
@@ -218,11 +221,18 @@ def _collect(
     finally:
         store.flush()
     if several:
-        parts: list[Any] = [None] * world
-        dist.all_gather_object(parts, collected)
-        for other, part in enumerate(parts):
+        for other, part in enumerate(_gathered(collected, world)):
             if other != rank:
                 store.remember(part)
+    return missing
+
+
+def _gathered(value: Any, world: int) -> list[Any]:
+    import torch.distributed as dist
+
+    parts: list[Any] = [None] * world
+    dist.all_gather_object(parts, value)
+    return parts
 
 
 def compute_metrics(suite: Suite, run: Any, retain: Any = None) -> dict[str, MetricResult]:
