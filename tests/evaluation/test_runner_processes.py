@@ -24,7 +24,7 @@ from unlearnkit.evaluation.store import ResultStore
 folder = sys.argv[1]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=1, world_size=2,
-                        timeout=datetime.timedelta(seconds=60))
+                        timeout=datetime.timedelta(seconds=300))
 known, first = ResultStore.__contains__, []
 def contains(self, name):
     first[:] = first or [name]
@@ -46,13 +46,13 @@ def test_two_processes_give_what_one_gives(tiny_model, tiny_tokenizer, fictional
     (tmp_path / "options.json").write_text(json.dumps(options))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "UNLEARNKIT_CACHE": str(tmp_path / "cache")}
     second = subprocess.Popen([sys.executable, "-c", SECOND, str(tmp_path)], env=environment)
-    meet, patience = f"file://{tmp_path}/meet", datetime.timedelta(seconds=60)
+    meet, patience = f"file://{tmp_path}/meet", datetime.timedelta(seconds=300)
     dist.init_process_group("gloo", init_method=meet, rank=0, world_size=2, timeout=patience)
     try:
         first = evaluate(tiny_model(), tiny_tokenizer, output=tmp_path / "first", **options)
     finally:
         dist.destroy_process_group()
-    assert second.wait(timeout=60) == 0
+    assert second.wait(timeout=300) == 0
     columns = ["probe", "example_id", "field", "index", "num_tokens", "text", "hits", "ends_with_eos"]
     for records in (first.run.records, pd.read_pickle(tmp_path / "second.pkl")):
         pd.testing.assert_frame_equal(records[columns], one.run.records[columns])
