@@ -73,7 +73,7 @@ def evaluate(
         RecipeError, DataError, ModelError, RecordsError: before the model is run where that is possible.
     """
     from unlearnkit.data.formats import Template
-    from unlearnkit.models.load import load_model, load_tokenizer, model_fingerprint
+    from unlearnkit.models.load import load_model, load_tokenizer, model_fingerprint, to_device
 
     started = time.perf_counter()
     if isinstance(suite, Suite) and data:
@@ -97,7 +97,7 @@ def evaluate(
         "cache": cache, "progress": progress,
     }  # fmt: skip
     if isinstance(model, str | Path):
-        model = load_model(str(model))
+        model = to_device(load_model(str(model)))
     name = model_fingerprint(model)
     records, cost = _answers(model, name, tokenizer, questions, label or role, **options)
     other = _reference(reference, suite, tokenizer, template, batch_tokens, max_new_tokens, cache, progress)

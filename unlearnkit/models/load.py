@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,17 @@ def quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         yield
+
+
+def to_device(model: Any) -> Any:
+    """Move a model to this process's accelerator, where there is one; quantised models are there already."""
+    import torch
+
+    if not torch.accelerator.is_available() or getattr(model, "quantization_method", None) is not None:
+        return model
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    return model.to(torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0"))))
 
 
 def is_adapter(path: str) -> bool:
