@@ -1,7 +1,7 @@
 """The command line: thin commands over the library; everything heavy is imported inside them.
 
-Exit codes: 0 done, 1 a fault of ours, 2 a mistake of the user's (one sentence, no traceback), 130 interrupted. `--debug`
-anywhere on the line shows the traceback.
+Exit codes: 0 done, 1 a fault of ours, 2 a mistake of the user's (one sentence, no traceback), 130
+interrupted. `--debug` anywhere on the line shows the traceback.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+
+from unlearnkit import __version__
+from unlearnkit.errors import DataError, UserError
 
 app = typer.Typer(
     name="unlearnkit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -25,27 +28,51 @@ _OVERRIDES = Annotated[
 ]
 _NAME = Annotated[str | None, typer.Option("--name", help="Name of the run's folder under runs/.")]
 _LAUNCH = Annotated[
-    str | None, typer.Option("--launch", help="Start on several processes: single, ddp, fsdp2, zero2, zero3 or a file.")
+    str | None,
+    typer.Option("--launch", help="Start on several processes: single, ddp, fsdp2, zero2, zero3 or a file."),
 ]
-_PROCESSES = Annotated[int | None, typer.Option("--processes", help="Processes for --launch (default: one per GPU).")]
-_MODEL = Annotated[str | None, typer.Option("--model", help="The model that must forget: a folder or hub id.")]
+_PROCESSES = Annotated[
+    int | None, typer.Option("--processes", help="Processes for --launch (default: one per GPU).", min=1)
+]
+_MODEL = Annotated[
+    str | None, typer.Option("--model", help="The model that must forget: a folder or hub id.")
+]
 _FORGET = Annotated[str | None, typer.Option("--forget", help="What must go: a file, folder or hub id.")]
 _RETAIN = Annotated[str | None, typer.Option("--retain", help="What must stay: a file, folder or hub id.")]
-_METHOD = Annotated[str | None, typer.Option("--method", help="The unlearning method (`unlearnkit ls methods`).")]
+_METHOD = Annotated[
+    str | None, typer.Option("--method", help="The unlearning method (`unlearnkit ls methods`).")
+]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere on the line.")
+    ] = False,
+) -> None:
+    """`main` takes --debug off the line before typer sees it; it stands here for `--help`."""
 
 
 def _overrides(
-    settings: list[str] | None, model: str | None, forget: str | None, retain: str | None, method: str | None
-) -> list[str]:
-    """Short options as the dotted overrides that they stand for."""
+    recipe: str, settings: list[str] | None, model: str | None, forget: str | None, retain: str | None,
+    method: str | None,
+) -> list[str]:  # fmt: skip
+    """Short options as the overrides that they stand for, then the settings, which may say more about them.
+
+    A deletion request without anything to keep switches the retain term off.
+    """
     import json
 
-    out = list(settings or [])
-    for key, value in (("model.path", model), ("data.forget.path", forget), ("data.retain.path", retain), ("method", method)):
-        if value is not None:
-            out.append(f"{key}={json.dumps(value)}")
-    if forget is not None and retain is None and not any(s.startswith(("data.retain", "training.retain=")) for s in out):
-        out.append("training.retain=none")
+    short = {"model.path": model, "data.forget": forget, "data.retain": retain, "method": method}
+    out = [f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None]
+    out += settings or []
+    if forget is not None and not any(o.startswith(("data.retain", "training.retain=")) for o in out):
+        from unlearnkit import shipped
+        from unlearnkit.yamlfile import read_document
+
+        data = read_document(shipped.find("recipes", recipe)).values.get("data")
+        if not isinstance(data, dict) or data.get("retain") is None:
+            out.append("training.retain=none")
     return out
 
 
@@ -73,10 +100,11 @@ def run(
     processes: _PROCESSES = None,
 ) -> None:
     """Train, evaluate and report. The same command goes on where a killed run stopped."""
-    _relaunch(launch, processes)
+    overrides = _overrides(recipe, settings, model, forget, retain, method)
+    _relaunch(launch, processes, recipe, overrides)
     from unlearnkit.commands import run_recipe
 
-    run_recipe(recipe, _overrides(settings, model, forget, retain, method), name)
+    run_recipe(recipe, overrides, name)
 
 
 @app.command()
@@ -92,20 +120,26 @@ def train(
     processes: _PROCESSES = None,
 ) -> None:
     """Train only."""
-    _relaunch(launch, processes)
+    overrides = _overrides(recipe, settings, model, forget, retain, method)
+    _relaunch(launch, processes, recipe, overrides)
     from unlearnkit.commands import run_recipe
 
-    run_recipe(recipe, _overrides(settings, model, forget, retain, method), name, stages=("train",))
+    run_recipe(recipe, overrides, name, stages=("train",))
 
 
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Any checkpoint: a folder, a run, an adapter or a hub id.")],
-    suite: Annotated[str, typer.Option(help="A shipped suite (`unlearnkit ls suites`) or a YAML file.")] = "tofu",
+    suite: Annotated[
+        str, typer.Option(help="A shipped suite (`unlearnkit ls suites`) or a YAML file.")
+    ] = "tofu",
     split: Annotated[str | None, typer.Option(help="The suite's split, such as forget10.")] = None,
-    reference: Annotated[str | None, typer.Option(help="The retain model, its run or its evaluation folder.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The retain model, its run or its evaluation folder.")
+    ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(help="Override the suite's data, such as root=FOLDER or forget=mine.jsonl.")
+        list[str] | None,
+        typer.Option(help="Override the suite's data, such as root=FOLDER or forget=mine.jsonl."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for records and summary.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens in one forward pass.", min=1)] = 16384,
@@ -130,7 +164,9 @@ def report(
 
 @app.command()
 def ls(
-    what: Annotated[str | None, typer.Argument(help="recipes, suites, methods or launch (default: all).")] = None,
+    what: Annotated[
+        str | None, typer.Argument(help="recipes, suites, methods or launch (default: all).")
+    ] = None,
 ) -> None:
     """List what is shipped, a line each."""
     from unlearnkit.listing import listing
@@ -162,7 +198,7 @@ def check(
     """Validate a recipe and its data without loading a model, and say what would be trained."""
     from unlearnkit.check import check_recipe
 
-    check_recipe(recipe, _overrides(settings, model, forget, retain, method))
+    check_recipe(recipe, _overrides(recipe, settings, model, forget, retain, method))
 
 
 @data_app.command("export")
@@ -171,8 +207,6 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Folder for one JSON-lines file per split.")],
 ) -> None:
     """Write a built-in benchmark out as JSON lines."""
-    from unlearnkit.errors import DataError
-
     if name != "fictional":
         raise DataError(f"there is no built-in benchmark {name!r}; use fictional")
     from unlearnkit.data.fictional import export as write
@@ -184,18 +218,18 @@ def export(
 @app.command()
 def version() -> None:
     """Print the version."""
-    from unlearnkit import __version__
-
     typer.echo(__version__)
 
 
-def _relaunch(launch: str | None, processes: int | None) -> None:
+def _relaunch(launch: str | None, processes: int | None, recipe: str, overrides: list[str]) -> None:
     """Start this very command again under accelerate, once."""
     if launch is None or os.environ.get("UNLEARNKIT_LAUNCHED"):
         return
     from unlearnkit.launcher import launch_command
+    from unlearnkit.recipe import load_recipe
 
     command = launch_command(launch, processes, sys.argv[1:])
+    load_recipe(recipe, overrides)  # a mistake in it is said once, here, and not by every process
     os.environ["UNLEARNKIT_LAUNCHED"] = "1"
     os.execvp(command[0], command)
 
@@ -209,35 +243,40 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main() -> None:
     """The entry point: runs a command and turns errors into one sentence and an exit code."""
-    debug = "--debug" in sys.argv
+    if "--debug" in sys.argv:
+        os.environ["UNLEARNKIT_DEBUG"] = "1"  # also for the processes that --launch starts
+    debug = bool(os.environ.get("UNLEARNKIT_DEBUG"))
     sys.argv = [a for a in sys.argv if a != "--debug"]
     # No library that we use phones home on our account.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from unlearnkit.errors import UserError
-
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except UserError as error:
         if debug:
             raise
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on where it stopped", 130)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # the last resort, which says what happened
         _other_error(error, debug)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _other_error(error: Exception, debug: bool) -> None:
-    if isinstance(error, typer.TyperException) and hasattr(error, "show"):
-        error.show()
+def _other_error(error: Exception, debug: bool) -> NoReturn:
+    show = getattr(error, "show", None)
+    if callable(show):  # a mistake on the command line
+        show()
         sys.exit(getattr(error, "exit_code", 2))
     if isinstance(error, typer.Abort):
         sys.exit(130)
     if debug:
         raise error
     if _no_space(error):
-        _fail("the disk is full; free some space and run the same command again: it goes on where it stopped", 2)
-    _fail(f"{type(error).__name__}: {error} (a fault of ours: please report it with the output of --debug)", 1)
+        _fail(
+            "the disk is full; free some space and run the same command again: it goes on where it stopped", 2
+        )
+    report = "a fault of ours: please report it with the output of --debug"
+    _fail(f"{type(error).__name__}: {error} ({report})", 1)
 
 
 def _no_space(error: BaseException | None) -> bool:
@@ -246,7 +285,9 @@ def _no_space(error: BaseException | None) -> bool:
 
     seen: list[Any] = []
     while error is not None and error not in seen:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(
+            error
+        ):
             return True
         seen.append(error)
         error = error.__cause__ or error.__context__

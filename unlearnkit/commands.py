@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from unlearnkit.errors import UserError
@@ -24,7 +25,9 @@ def say(text: str) -> None:
         console.print(text, markup=False)
 
 
-def run_recipe(name: str, overrides: Sequence[str], run_name: str | None, *, stages: Sequence[str] = ALL) -> Path:
+def run_recipe(
+    name: str, overrides: Sequence[str], run_name: str | None, *, stages: Sequence[str] = ALL
+) -> Path:
     """Run a recipe, first of all the ones that it needs; returns the run's folder."""
     recipe = load_recipe(name, overrides)
     for needed in recipe.needs:
@@ -43,15 +46,16 @@ def _passed_on(overrides: Sequence[str]) -> list[str]:
 def run_one(recipe: Recipe, run: RunDir, stages: Sequence[str] = ALL, *, progress: bool = True) -> Path:
     """The stages of one recipe in one folder."""
     quiet()
-    from unlearnkit.pipeline import Pipeline, suite_of
+    from unlearnkit.pipeline import Pipeline
+    from unlearnkit.preflight import check_evaluation
 
     pipeline = Pipeline(recipe, run, say, progress)
-    suite_of(recipe)  # names are checked before a model is loaded
-    pipeline.train()
     if "evaluate" in stages:
-        found = pipeline.evaluate()
-        if found:
-            print_metrics({role: e.metrics for role, e in found.items()}, {r: e.summary["label"] for r, e in found.items()})
+        check_evaluation(recipe)
+    pipeline.train()
+    if "evaluate" in stages and (found := pipeline.evaluate()):
+        labels = {role: str(e.summary["label"]) for role, e in found.items()}
+        print_metrics({role: e.metrics for role, e in found.items()}, labels)
     if "report" in stages and recipe.evaluation.suite is not None:
         path = pipeline.report()
         if path is not None:
@@ -60,13 +64,13 @@ def run_one(recipe: Recipe, run: RunDir, stages: Sequence[str] = ALL, *, progres
 
 
 def evaluate_model(
-    model: str, suite: str, split: str | None, reference: str | None, data: Sequence[str], output: Path | None,
-    batch_tokens: int,
+    model: str, suite: str, split: str | None, reference: str | None, data: Sequence[str],
+    output: Path | None, batch_tokens: int,
 ) -> None:  # fmt: skip
     """Evaluate any model and print its metrics."""
     quiet()
     from unlearnkit.evaluation.runner import evaluate
-    from unlearnkit.pipeline import evaluation_or_model
+    from unlearnkit.preflight import evaluation_or_model
     from unlearnkit.run import resolve_path
     from unlearnkit.yamlfile import parse_yaml
 
@@ -74,29 +78,41 @@ def evaluate_model(
     for item in data:
         key, equals, value = item.partition("=")
         if not equals:
-            raise UserError(f"--data {item!r} is not key=value; write --data root=FOLDER or --data forget=FILE")
+            raise UserError(
+                f"--data {item!r} is not key=value; write --data root=FOLDER or --data forget=FILE"
+            )
         overrides[key] = parse_yaml(value, f"--data {key}", numbered=False).values[""]
     if split is not None:
         overrides["split"] = split
     path = evaluation_or_model(str(resolve_path(model)))
     other = None if reference is None else evaluation_or_model(str(resolve_path(reference)))
-    folder = output or Path("evaluations") / f"{Path(model).name.replace(':', '-')}-{Path(suite).stem}"
+    label = _label(model)
+    folder = output or Path("evaluations") / f"{label}-{Path(suite).stem}"
     found = evaluate(
-        path, suite=suite, data=overrides, reference=other, output=folder, batch_tokens=batch_tokens, label=Path(model).name
-    )
-    print_metrics({Path(model).name: found.metrics})
+        path, suite=suite, data=overrides, reference=other, output=folder, batch_tokens=batch_tokens,
+        label=label,
+    )  # fmt: skip
+    print_metrics({label: found.metrics})
     say(f"Records: {folder}")
+
+
+def _label(model: str) -> str:
+    """What a model is called: its folder's name, or its run's where the folder is a run's `model`."""
+    path = Path(model.removeprefix("run:").rstrip("/"))
+    path = path.resolve() if path.name in ("", ".", "..") else path
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def print_metrics(found: dict[str, Any], labels: dict[str, str] | None = None) -> None:
     """A table of metrics, a column per model; what could not be measured is named below."""
     if os.environ.get("RANK", "0") != "0":
         return
-    order = [role for role in ("target", "unlearned", "retain") if role in found] or list(found)
+    roles: tuple[str, ...] = ("target", "unlearned", "retain")
+    order = [role for role in roles if role in found] or list(found)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("metric")
     for role in order:
-        table.add_column((labels or {}).get(role, role), justify="right")
+        table.add_column(escape((labels or {}).get(role, role)), justify="right")
     names = next(iter(found.values()))
     for name in names:
         cells = [found[role].get(name) for role in order]

@@ -26,7 +26,10 @@ def launch_command(launch: str, processes: int | None, arguments: Sequence[str])
 
         processes = torch.cuda.device_count()
         if processes == 0:
-            raise UserError(f"--launch {launch} found no GPU; say how many processes with --processes, or leave --launch out")
+            raise UserError(
+                f"--launch {launch} found no GPU; say how many processes with --processes, "
+                "or leave --launch out"
+            )
     count = ["--num_processes", str(processes)] if processes is not None else []
     rest = _without_launch(arguments)
     accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]

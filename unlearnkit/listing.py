@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from unlearnkit import lookup, shipped
@@ -28,7 +29,7 @@ def listing(what: str | None) -> None:
     for kind in kinds if what is None else [what]:
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         for name, text in _entries(kind):
-            table.add_row(f"  [bold]{name}[/bold]", text)
+            table.add_row(f"  [bold]{escape(name)}[/bold]", escape(text))
         console.print(f"[cyan]{kind}[/cyan]")
         console.print(table)
 
@@ -63,4 +64,4 @@ def copy(name: str, target: Path, *, force: bool) -> None:
     if target.exists() and not force:
         raise UserError(f"{target} exists; give another name, or --force to overwrite it")
     write_atomic(target, source.read_bytes())
-    Console(soft_wrap=True).print(f"Copied {name} to {target}")
+    Console(soft_wrap=True).print(f"Copied {name} to {target}", markup=False)

@@ -10,10 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearnkit.errors import RecipeError
 from unlearnkit.evaluation.runner import Evaluation, evaluate, versions
-from unlearnkit.evaluation.suite import Suite, load_suite
 from unlearnkit.files import fingerprint
+from unlearnkit.preflight import (
+    evaluation_or_model,
+    load_streams,
+    mix_of,
+    objective_of,
+    suite_of,
+    tokenizer_texts,
+    training_args,
+)
 from unlearnkit.recipe import Recipe
 from unlearnkit.run import RunDir, claim, device_name, model_identity, peak_memory_bytes, resolve_path
 
@@ -39,18 +46,13 @@ class Pipeline:
     def __post_init__(self) -> None:
         self.model_path = resolve_path(self.recipe.model.path)
 
-    # ---- Train -------------------------------------------------------------------------------------------------
-
-    def load_streams(self) -> dict[str, Any]:
-        """The recipe's streams as canonical data sets."""
-        from unlearnkit.data.streams import load_stream
-
-        data = self.recipe.data
-        return {name: load_stream(specs, root=data.root, name=name) for name, specs in data.streams.items()}
+    # ---- Train ---------------------------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
         """Train and save, or take what is there; returns the manifest."""
-        streams = self.load_streams()
+        args = training_args(self.recipe, str(self.run.checkpoints))
+        read = objective_of(self.recipe, args).streams
+        streams = load_streams(self.recipe, read)
         inputs: dict[str, Any] = {f"data.{name}": _content(data) for name, data in streams.items()}
         inputs["model"] = model_identity(self.model_path)
         manifest = claim(self.run, self.recipe, inputs) if _is_main() else (self.run.read_manifest() or {})
@@ -58,40 +60,30 @@ class Pipeline:
             self.say(f"{self.recipe.name}: already trained, using {self.run.model}")
             return manifest
         started = time.perf_counter()
-        trainer = self._trainer(streams)
+        trainer = self._trainer(args, streams, read)
         before = trainer.target_fingerprint
         self.say(f"{self.recipe.name}: {self._what(trainer)}")
         trainer.train(resume_from_checkpoint=self._checkpoint())
-        self._save(trainer)
         entries = self._facts(trainer, before, time.perf_counter() - started)
+        self._save(trainer, entries)
         del trainer
         gc.collect()
-        return self.run.update_manifest(**entries) if _is_main() else entries
+        return entries
 
-    def _trainer(self, streams: Mapping[str, Any]) -> Any:
+    def _trainer(self, args: Any, streams: Mapping[str, Any], read: tuple[str, ...]) -> Any:
         from unlearnkit import lookup
         from unlearnkit.training.callbacks import LogFile
         from unlearnkit.training.progress import QuietProgress, keep_quiet
 
-        recipe, entry = self.recipe, lookup.method(self.recipe.method)
+        recipe = self.recipe
         model, tokenizer = self.load_target(streams)
-        settings = {
-            "max_length": recipe.data.max_length, "truncate": recipe.data.truncate,
-            "allow_overlap": recipe.data.allow_overlap, **recipe.training,
-        }  # fmt: skip
-        try:
-            args = entry.config(
-                output_dir=str(self.run.checkpoints), seed=recipe.seed, disable_tqdm=True, **settings
-            )
-        except (ValueError, TypeError, ImportError) as error:
-            raise RecipeError(f"{recipe.source}: training cannot be set up: {_first_line(error)}") from error
-        trainer = entry.trainer(
-            model=model, args=args, streams=streams, mix=recipe.data.mix, template=recipe.data.template,
-            processing_class=tokenizer, peft_config=self._peft_config(),
+        trainer = lookup.method(recipe.method).trainer(
+            model=model, args=args, streams={name: streams[name] for name in read}, mix=mix_of(recipe, read),
+            template=recipe.data.template, processing_class=tokenizer, peft_config=self._peft_config(),
         )  # fmt: skip
         keep_quiet(trainer)
         trainer.add_callback(LogFile(self.run.log))
-        trainer.add_callback(QuietProgress(self.recipe.name, enabled=self.progress and _is_main()))
+        trainer.add_callback(QuietProgress(recipe.name, enabled=self.progress and _is_main()))
         return trainer
 
     def load_target(self, streams: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -101,13 +93,13 @@ class Pipeline:
         spec = self.recipe.model
         if spec.create is not None:
             create = spec.create
-            chosen = create.tokenizer_streams or list(streams)
-            texts = (text for name in chosen for row in streams[name] for text in texts_of(row))
-            tokenizer = tiny.train_tokenizer(texts, vocab_size=create.vocab_size)
+            tokenizer = tiny.train_tokenizer(
+                tokenizer_texts(self.recipe, streams), vocab_size=create.vocab_size
+            )
             model = tiny.create_model(
-                tokenizer, hidden_size=create.hidden_size, num_layers=create.num_layers, num_heads=create.num_heads,
-                intermediate_size=create.intermediate_size, max_position_embeddings=create.max_position_embeddings,
-                seed=create.seed,
+                tokenizer, hidden_size=create.hidden_size, num_layers=create.num_layers,
+                num_heads=create.num_heads, intermediate_size=create.intermediate_size,
+                max_position_embeddings=create.max_position_embeddings, seed=create.seed,
             )  # fmt: skip
             return model, tokenizer
         assert self.model_path is not None
@@ -124,7 +116,8 @@ class Pipeline:
             return None
         from peft import LoraConfig
 
-        return LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", **self.recipe.model.lora})
+        defaults = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
+        return LoraConfig(**{**defaults, **self.recipe.model.lora})
 
     def _checkpoint(self) -> str | None:
         from unlearnkit.training.callbacks import last_complete_checkpoint, remove_incomplete_checkpoints
@@ -137,18 +130,24 @@ class Pipeline:
             self.say(f"{self.recipe.name}: going on from {found.name}")
         return None if found is None else str(found)
 
-    def _save(self, trainer: Any) -> None:
-        """Write the model under a temporary name, then give it its own."""
+    def _save(self, trainer: Any, entries: dict[str, Any]) -> None:
+        """Write the model under a temporary name, then the manifest, then give the model its own name.
+
+        A kill at any point leaves either no model, so that the training is taken up again, or a whole one
+        with its manifest.
+        """
         from unlearnkit.models.card import write_card
 
         unfinished = self.run.root / "model.part"
         if _is_main():
             shutil.rmtree(unfinished, ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
         trainer.save_model(str(unfinished))
         trainer.accelerator.wait_for_everyone()
         if _is_main():
             (unfinished / "training_args.bin").unlink(missing_ok=True)
             write_card(unfinished, self.recipe, self.model_path)
+            entries.update(self.run.update_manifest(**entries))
             unfinished.rename(self.run.model)
         trainer.accelerator.wait_for_everyone()
 
@@ -159,10 +158,14 @@ class Pipeline:
         return f"{self.recipe.method} on {rows} examples, {trained:,} trainable parameters{reference}"
 
     def _facts(self, trainer: Any, before: str, seconds: float) -> dict[str, Any]:
+        """The manifest's entries about a finished training."""
         from unlearnkit.data.streams import describe_source
         from unlearnkit.models.load import model_fingerprint
 
-        specs = self.recipe.data.streams
+        specs, root = self.recipe.data.streams, self.recipe.data.root
+        model = trainer.model
+        # The trainer counts 6 operations per token and parameter (see `floating_point_ops`).
+        tokens_seen = trainer.state.total_flos // max(1, 6 * model.num_parameters(exclude_embeddings=True))
         return {
             "status": "trained",
             "seconds": {"train": round(seconds, 2)},
@@ -173,7 +176,7 @@ class Pipeline:
             "reference": trainer.reference_name,
             "data": {
                 name: {
-                    "source": describe_source(specs[name], self.recipe.data.root), "fingerprint": t.fingerprint,
+                    "source": describe_source(specs[name], root), "fingerprint": t.fingerprint,
                     "examples": len(t.rows), "tokens": t.num_tokens, "target_tokens": t.num_target_tokens,
                     "cut_rows": t.cut_rows, "split_rows": t.split_rows,
                 }
@@ -181,18 +184,18 @@ class Pipeline:
             },
             "model": {
                 "path": self.model_path, "fingerprint": before,
-                "parameters": sum(p.numel() for p in trainer.model.parameters()),
-                "trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
             },
-            "unlearned_model": {"fingerprint": model_fingerprint(trainer.accelerator.unwrap_model(trainer.model))},
+            "unlearned_model": {"fingerprint": model_fingerprint(trainer.accelerator.unwrap_model(model))},
             "steps": trainer.state.global_step,
-            "tokens_seen": int(trainer.state.total_flos // max(1, 6 * trainer.model.num_parameters(exclude_embeddings=True))),
+            "tokens_seen": int(tokens_seen),
         }  # fmt: skip
 
-    # ---- Evaluate ----------------------------------------------------------------------------------------------
+    # ---- Evaluate ------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, Evaluation]:
-        """Evaluate the unlearned model, the target model before it, and the retain model where there is one."""
+        """Evaluate the retain model where there is one, the target model, and the unlearned model."""
         suite, spec = suite_of(self.recipe), self.recipe.evaluation
         if suite is None:
             return {}
@@ -212,15 +215,24 @@ class Pipeline:
         found["unlearned"] = self._one("unlearned", label, str(self.run.model), retain, common)
         if _is_main():
             seconds = {"evaluate": round(time.perf_counter() - started, 2)}
-            self.run.update_manifest(status="complete", seconds=seconds, versions=versions())
+            asked = any(
+                e.summary["cost"]["scored_pairs"] + e.summary["cost"]["generated"] for e in found.values()
+            )
+            known = "evaluate" in (self.run.read_manifest() or {}).get("seconds", {})
+            # Reading known answers again costs nothing; what they did cost stays in the manifest.
+            self.run.update_manifest(
+                status="complete", **({"seconds": seconds} if asked or not known else {})
+            )
         return found
 
-    def _one(self, role: str, label: str, model: str, retain: Evaluation | None, common: dict[str, Any]) -> Evaluation:
-        suite = common["suite"]
-        folder = self.run.evaluation(suite.name, role)
-        return evaluate(evaluation_or_model(model), reference=retain, role=role, label=label, output=folder, **common)
+    def _one(
+        self, role: str, label: str, model: str, retain: Evaluation | None, common: dict[str, Any]
+    ) -> Evaluation:
+        folder = self.run.evaluation(common["suite"].name, role)
+        model = evaluation_or_model(model)
+        return evaluate(model, reference=retain, role=role, label=label, output=folder, **common)
 
-    # ---- Report ------------------------------------------------------------------------------------------------
+    # ---- Report --------------------------------------------------------------------------------------------
 
     def report(self) -> Path | None:
         """Write the report from what lies in the folder."""
@@ -231,48 +243,9 @@ class Pipeline:
         return write_report(self.run.root, None).html
 
 
-def suite_of(recipe: Recipe) -> Suite | None:
-    """The recipe's suite; data sets that it leaves open are the recipe's own streams, as is the root."""
-    spec, own = recipe.evaluation, recipe.data
-    if spec.suite is None:
-        return None
-    data = dict(spec.data)
-    if spec.split is not None:
-        data["split"] = spec.split
-    if own.root is not None:
-        data.setdefault("root", own.root)
-    suite = load_suite(spec.suite, data)
-    for name, sources in suite.data.items():
-        if not sources and name in own.streams:
-            suite.data[name] = list(own.streams[name])
-    return suite
-
-
-def evaluation_or_model(path: str) -> str:
-    """A run's folder stands for its model."""
-    inner = Path(path) / "model"
-    return str(inner) if not (Path(path) / "config.json").exists() and inner.is_dir() else path
-
-
 def _content(data: Any) -> str:
     """Names a data set by its rows."""
     return fingerprint([list(map(str, row.values())) for row in data])
-
-
-def texts_of(row: Mapping[str, Any]) -> list[str]:
-    """All text of a row, for training a tokenizer."""
-    out: list[str] = []
-    for key in ("prompt", "completion", "text", "messages"):
-        value = row.get(key)
-        if isinstance(value, str):
-            out.append(value)
-        elif value:
-            out += [str(m["content"]) for m in value]
-    return out
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _is_main() -> bool:

@@ -29,4 +29,5 @@ def quickstart() -> None:
     say(f"{read_json(methods[0] / 'summary.json')['verdict']['text']}\n")
     say(f"Report of NPO:      {methods[0] / 'report.html'}")
     say(f"NPO and GradDiff:   {written.html}")
-    say(f"Took {time.perf_counter() - started:.0f} s. Next: `unlearnkit run forget --model PATH --forget mine.jsonl`")
+    seconds = time.perf_counter() - started
+    say(f"Took {seconds:.0f} s. Next: `unlearnkit run forget --model PATH --forget mine.jsonl`")

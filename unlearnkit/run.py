@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearnkit import shipped
-from unlearnkit.errors import UserError
+from unlearnkit.errors import ModelError, UserError
 from unlearnkit.files import fingerprint, read_json, write_atomic, write_json
 from unlearnkit.recipe import Recipe
 
@@ -87,48 +87,56 @@ def resolve_path(path: str | None) -> str | None:
     """`run:tofu_tiny/target` -> the model folder of that run; other paths stay.
 
     Raises:
-        UserError: that run has not been made.
+        ModelError: that run has not been made.
     """
     if path is None or not path.startswith("run:"):
         return path
     name = path.removeprefix("run:")
     found = RunDir(runs_folder() / name.replace("/", "-"))
     if not (found.model / "config.json").exists() and not (found.model / "adapter_config.json").exists():
-        raise UserError(f"{path}: there is no model in {found.model}; make it first with `unlearnkit run {name}`")
+        raise ModelError(
+            f"{path}: there is no model in {found.model}; make it first with `unlearnkit run {name}`"
+        )
     return str(found.model)
 
 
 def claim(run: RunDir, recipe: Recipe, inputs: dict[str, Any]) -> dict[str, Any]:
     """Start or continue a run in its folder; returns the manifest.
 
+    Args:
+        inputs: names of the data and of the target model, by content.
+
     Raises:
         UserError: the folder holds a run of another recipe, of other data or of another target model.
     """
     identity = {"recipe": recipe.fingerprint, **inputs}
     manifest = run.read_manifest()
+    if manifest is None and run.model.exists():
+        raise UserError(
+            f"{run.root} holds a model but no manifest.json that says what made it; "
+            "choose another folder with --name, or remove it"
+        )
     if manifest is not None:
         old = manifest.get("identity", {})
         changed = sorted(k for k in {*identity, *old} if identity.get(k) != old.get(k))
-        nothing_yet = not run.model.exists() and not any(run.checkpoints.glob("checkpoint-*"))
-        if changed and nothing_yet:
-            manifest = None
-        elif changed:
+        if not changed:
+            return manifest
+        if run.model.exists() or any(run.checkpoints.glob("checkpoint-*")):
             what = ", ".join({"recipe": "the recipe or its settings"}.get(k, k) for k in changed)
             raise UserError(
                 f"{run.root} holds a run that was made with something else ({what} changed since); "
                 "choose another folder with --name, or remove it"
             )
-    if manifest is not None:
-        return manifest
+        run.manifest.unlink()  # nothing was trained under it, and none of its entries hold for this run
     write_atomic(run.recipe, recipe.to_yaml())
     return run.update_manifest(
-        name=recipe.name, recipe=shown_source(recipe.source), method=recipe.method, identity=identity, seed=recipe.seed,
-        status="started", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), git=git_state(),
+        name=recipe.name, recipe=shown_source(recipe.source), method=recipe.method, identity=identity,
+        seed=recipe.seed, status="started", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), git=git_state(),
     )  # fmt: skip
 
 
 def shown_source(source: Path | None) -> str | None:
-    """A shipped recipe by its name, so that no report speaks of a folder on somebody's disk; else the path as given."""
+    """A shipped recipe by its name, so that no report names a folder on somebody's disk; else its path."""
     if source is None:
         return None
     name = shipped.name_of("recipes", source)
@@ -136,7 +144,7 @@ def shown_source(source: Path | None) -> str | None:
 
 
 def model_identity(path: str | None) -> str | None:
-    """Names a model folder without reading its weights: names, sizes and times of its files; a hub id is itself."""
+    """Names a model folder by names, sizes and times of its files, without reading them; else the path."""
     if path is None or not Path(path).is_dir():
         return path
     files = sorted(p for p in Path(path).iterdir() if p.suffix in (".safetensors", ".json", ".bin"))

@@ -22,7 +22,8 @@ def write_card(folder: Path, recipe: Recipe, base: str | None) -> None:
     made = "made from scratch" if base is None else f"made from `{base}`"
     text = (
         f"---\n{dump_yaml(header)}---\n# {recipe.name}\n\n"
-        f"{'LoRA adapter' if adapter else 'Weights'} {made} with the method `{recipe.method}` of UnlearnKit {__version__}.\n\n"
+        f"{'LoRA adapter' if adapter else 'Weights'} {made} with the method `{recipe.method}` of "
+        f"UnlearnKit {__version__}.\n\n"
         "What was measured stands in `report.html` of the same run. Settings:\n\n"
         f"```yaml\n{recipe.to_yaml()}```\n"
     )

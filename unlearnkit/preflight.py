@@ -1,0 +1,202 @@
+"""What can be known to fail before a model is loaded; `check` prints it, `run` stops at it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from unlearnkit import lookup
+from unlearnkit.errors import DataError, ModelError, RecipeError, UnreachableError, UserError
+from unlearnkit.evaluation.suite import Suite, load_suite
+from unlearnkit.recipe import MixSpec, Recipe
+from unlearnkit.run import resolve_path, shown_source
+from unlearnkit.strict import did_you_mean
+
+#: Told about what cannot be reached from here; without one, it is an error.
+Note = Callable[[str], None]
+
+
+def training_args(recipe: Recipe, output_dir: str, *, on_cpu: bool = False) -> Any:
+    """The method's config.
+
+    Args:
+        output_dir: where checkpoints go.
+        on_cpu: leave out what only a GPU can do, so that a recipe is checked on any machine.
+
+    Raises:
+        RecipeError: a value that the config refuses.
+    """
+    data = recipe.data
+    settings = {
+        "max_length": data.max_length, "truncate": data.truncate, "allow_overlap": data.allow_overlap,
+        **recipe.training,
+    }  # fmt: skip
+    if on_cpu:
+        settings = {k: v for k, v in settings.items() if k not in ("tf32", "fp16")} | {"use_cpu": True}
+    try:
+        return lookup.method(recipe.method).config(
+            output_dir=output_dir, seed=recipe.seed, disable_tqdm=True, **settings
+        )
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"{shown_source(recipe.source)}: training cannot be set up: {first}") from error
+
+
+def objective_of(recipe: Recipe, args: Any) -> Any:
+    """What the method minimises, without a model.
+
+    Raises:
+        RecipeError: a stream that it reads is missing, or one is given that nothing reads.
+    """
+    entry = lookup.method(recipe.method)
+    trainer = object.__new__(entry.trainer)  # only its composition is wanted, which reads nothing but `args`
+    trainer.args = args
+    objective = trainer.build_objective()
+    _refuse_other_streams(recipe, args, objective.streams)
+    return objective
+
+
+def _refuse_other_streams(recipe: Recipe, args: Any, read: tuple[str, ...]) -> None:
+    """A misspelt stream would otherwise be left out in silence."""
+    given, suite, source = recipe.data.streams, suite_of(recipe), shown_source(recipe.source)
+    asked = suite.data if suite is not None else {}
+    useful = {*read, *(name for name, sources in asked.items() if sources == given.get(name))}
+    if recipe.model.create is not None:
+        useful |= set(recipe.model.create.tokenizer_streams or ())
+    if args.retain == "none" or args.retain_weight == 0:
+        useful.add("retain")  # switched off by one setting, so that it can be switched on again
+    for name in given:
+        if name not in useful:
+            raise RecipeError(
+                f"{source}: the stream data.{name} is not read by the method {recipe.method}"
+                f"{did_you_mean(name, read)}"
+            )
+    for name in read:
+        if name not in given:
+            way_out = ", or set training.retain: none" if name == "retain" else ""
+            raise RecipeError(
+                f"{source}: the method {recipe.method} reads the stream {name!r}; give data.{name}{way_out}"
+            )
+
+
+def mix_of(recipe: Recipe, read: tuple[str, ...]) -> MixSpec:
+    """The recipe's mix, without the shares of streams that the objective does not read."""
+    mix = recipe.data.mix
+    ratios = {name: ratio for name, ratio in mix.ratios.items() if name in read}
+    weights = mix.weights and {name: weight for name, weight in mix.weights.items() if name in read}
+    return dataclasses.replace(mix, ratios=ratios, weights=weights)
+
+
+def load_streams(recipe: Recipe, read: tuple[str, ...], note: Note | None = None) -> dict[str, Any]:
+    """The recipe's streams as canonical data sets.
+
+    Raises:
+        DataError: a missing file, an empty set, a wrong column, a row without an answer, sets that overlap.
+    """
+    from unlearnkit.data.overlap import refuse_overlap
+    from unlearnkit.data.streams import load_stream
+
+    data, streams = recipe.data, {}
+    for name, specs in data.streams.items():
+        try:
+            streams[name] = load_stream(specs, root=data.root, name=name)
+        except UnreachableError as error:
+            if note is None:
+                raise
+            note(str(error))
+    if "forget" in read and "forget" in streams and not data.allow_overlap:
+        for name in read:
+            if name != "forget" and name in streams:
+                refuse_overlap(streams["forget"], streams[name], retain_name=name)
+    return streams
+
+
+def suite_of(recipe: Recipe) -> Suite | None:
+    """The recipe's suite; data sets that it leaves open are the recipe's own streams, as is the root.
+
+    Raises:
+        RecipeError: no such suite, split or data set.
+    """
+    spec, own = recipe.evaluation, recipe.data
+    if spec.suite is None:
+        return None
+    data = dict(spec.data)
+    if spec.split is not None:
+        data["split"] = spec.split
+    if own.root is not None:
+        data.setdefault("root", own.root)
+    suite = load_suite(spec.suite, data)
+    for name, sources in suite.data.items():
+        if not sources and name in own.streams:
+            suite.data[name] = list(own.streams[name])
+    return suite
+
+
+def check_evaluation(recipe: Recipe, note: Note | None = None) -> None:
+    """Read the suite's data and look at the retain model, so that no training ends before a missing file.
+
+    Raises:
+        DataError, ModelError, RecordsError: what would stop the evaluation.
+    """
+    from unlearnkit.evaluation.runner import load_datasets
+
+    suite, reference = suite_of(recipe), recipe.evaluation.reference
+    if suite is None:
+        return
+    try:
+        load_datasets(suite)
+    except UnreachableError as error:
+        if note is None:
+            raise
+        note(str(error))
+    try:
+        if reference is not None:
+            _check_reference(evaluation_or_model(str(resolve_path(reference))))
+    except ModelError as error:
+        if note is None or reference is None or Path(reference).exists():
+            raise
+        note(f"evaluation.reference: {error}")
+
+
+def _check_reference(path: str) -> None:
+    from unlearnkit.evaluation.records import RECORDS_FILE, EvalRun
+    from unlearnkit.models.load import load_tokenizer
+
+    if (Path(path) / RECORDS_FILE).exists():
+        EvalRun.load(path)
+    else:
+        load_tokenizer(path)
+
+
+def evaluation_or_model(path: str) -> str:
+    """A run's folder stands for its model."""
+    inner = Path(path) / "model"
+    return str(inner) if not (Path(path) / "config.json").exists() and inner.is_dir() else path
+
+
+def tokenizer_texts(recipe: Recipe, streams: Mapping[str, Any]) -> list[str]:
+    """All text that a tokenizer made from scratch learns from.
+
+    Raises:
+        DataError: one of its streams could not be loaded.
+    """
+    create = recipe.model.create
+    chosen = (create.tokenizer_streams if create is not None else None) or list(streams)
+    if missing := [name for name in chosen if name not in streams]:
+        raise DataError(f"the tokenizer learns from data.{missing[0]}, which could not be loaded")
+    return [text for name in chosen for row in streams[name] for text in _texts_of(row)]
+
+
+def _texts_of(row: Mapping[str, Any]) -> list[str]:
+    out: list[str] = []
+    for key in ("prompt", "completion", "text", "messages"):
+        value = row.get(key)
+        if isinstance(value, str):
+            out.append(value)
+        elif value:
+            out += [str(m["content"]) for m in value]
+    return out
