@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from helpers_training import (
 )
 
 from unlearnkit import lookup
+from unlearnkit.training.callbacks import COMPLETE, last_complete_checkpoint
 
 #: One process takes 4 rows twice, two take 2 rows twice: steps of 8 and of 2 examples. One row a process
 #: leaves the second process with nothing in the last micro-batch.
@@ -48,13 +51,27 @@ def _run(case: str, processes: int, model, tokenizer, streams, folder: Path) -> 
 
 
 def _child(folder: str, model, tokenizer, streams) -> None:
-    import copy
-
     for case in CASES:
         result = _run(case, 2, copy.deepcopy(model), tokenizer, streams, Path(folder))
         world = torch.distributed.get_world_size()
         torch.save({"world": world, **result}, Path(folder) / f"{case}-{torch.distributed.get_rank()}.pt")
+    _resume(model, tokenizer, streams, Path(folder))
     torch.distributed.barrier()
+
+
+def _resume(model, tokenizer, streams, folder: Path) -> None:
+    """Straight, and from the middle of the second epoch (step 4 of 3 an epoch)."""
+    settings = {
+        "per_device_train_batch_size": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": None,
+    }
+    rank = torch.distributed.get_rank()
+    for name, checkpoint in (("straight", None), ("resumed", str(folder / "resume" / "checkpoint-4"))):
+        trainer = make_trainer("npo", copy.deepcopy(model), tokenizer, streams, folder / "resume", **settings)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        torch.save(weights(trainer.model), folder / f"{name}-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +101,16 @@ def test_two_processes_are_one(two_processes, tiny_model, tiny_tokenizer, fictio
     assert_same_training(first["weights"], single["weights"], single["start"])
     assert first["eval_loss"] == pytest.approx(single["eval_loss"], rel=1e-6)
     assert second["eval_loss"] == first["eval_loss"]
+
+
+def test_two_processes_resume_to_the_bit(two_processes):
+    """Every process left its part in the checkpoint before that was marked as complete."""
+    for rank in (0, 1):
+        straight, resumed = (
+            torch.load(two_processes / f"{name}-{rank}.pt") for name in ("straight", "resumed")
+        )
+        assert all(torch.equal(resumed[n], p) for n, p in straight.items())
+    checkpoint = last_complete_checkpoint(two_processes / "resume")
+    assert checkpoint.name == "checkpoint-6"
+    files = json.loads((checkpoint / COMPLETE).read_text())["files"]
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(files)

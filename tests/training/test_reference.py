@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers_training import (
+    SETTINGS,
     assert_same_logs,
     assert_same_training,
     data_sets,
@@ -74,9 +75,12 @@ def test_kl_with_the_adapter_off_is_kl_with_a_frozen_copy(npo):
     assert_same_training(weights(runs[0].model), weights(runs[1].model), start)
 
 
-def test_dropout_of_the_policy_does_not_reach_the_reference(npo):
-    """The reference is in eval mode: switched off, the adapter's dropout changes nothing."""
-    trainer = npo(reference="adapter_off", peft_config=lora(lora_dropout=0.5, init_lora_weights=False))
+def test_dropout_of_the_policy_does_not_reach_the_reference(npo, tiny_model):
+    """The reference is in eval mode: neither the adapter's dropout nor the model's own changes anything."""
+    model = tiny_model()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    trainer = npo(model, reference="adapter_off", peft_config=lora(lora_dropout=0.5, init_lora_weights=False))
     batch = trainer.data_collator([trainer.mix[0]])["forget"]
     trainer.model.train()
     provider = reference.AdapterOff(trainer.model, trainer.model)
@@ -122,8 +126,8 @@ def test_two_streams_may_ask(tiny_model, tiny_tokenizer, fictional_rows, tmp_pat
 
     streams = data_sets(fictional_rows)
     trainer = Twice(
-        tiny_model(), NPOConfig(output_dir=str(tmp_path), use_cpu=True, max_steps=1, disable_tqdm=True),
-        streams=streams, processing_class=tiny_tokenizer, peft_config=lora(),
+        tiny_model(), NPOConfig(output_dir=str(tmp_path), **{**SETTINGS, "max_steps": 1}), streams=streams,
+        processing_class=tiny_tokenizer, peft_config=lora(),
     )  # fmt: skip
     trainer.train()
     assert logs(trainer)[0]["loss"] == pytest.approx(2 * 13.862943611, rel=1e-5)

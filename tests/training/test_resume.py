@@ -101,10 +101,12 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
 def test_an_adapter_resumes_to_the_bit(tiny_model, tiny_tokenizer, fictional_rows, tmp_path):
     """With dropout, whose random state is part of a checkpoint."""
 
+    tiny_model().save_pretrained(tmp_path / "target")
+
     def run(resume=None):
         trainer = make_trainer(
-            "grad_diff", tiny_model(), tiny_tokenizer, data_sets(fictional_rows), tmp_path, retain="kl",
-            peft_config=lora(lora_dropout=0.2), save_total_limit=None, **SETTINGS,
+            "grad_diff", str(tmp_path / "target"), tiny_tokenizer, data_sets(fictional_rows), tmp_path,
+            retain="kl", peft_config=lora(lora_dropout=0.2), save_total_limit=None, **SETTINGS,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)
         return trainer
@@ -162,6 +164,20 @@ def test_other_names_are_left_alone(folder):
     assert last_complete_checkpoint(folder).name == "checkpoint-10"
     assert remove_incomplete_checkpoints(folder) == []
     assert (folder / "checkpoint-best").exists()
+
+
+def test_checkpoints_that_will_be_overwritten_lose_their_mark(
+    tiny_model, tiny_tokenizer, fictional_rows, tmp_path
+):
+    """A run that goes on from an older checkpoint and is killed must not find the newer ones of before."""
+    command = (str(tmp_path), tiny_model(), tiny_tokenizer, data_sets(fictional_rows))
+    _command(*command, save_total_limit=None)
+    (tmp_path / "checkpoint-9" / COMPLETE).unlink()
+    (tmp_path / "checkpoint-5" / COMPLETE).unlink()
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-8"
+    trainer = make_trainer("npo", *command[1:], tmp_path, **SETTINGS, max_steps=4, save_total_limit=None)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-4"
 
 
 def test_the_mark_lists_every_file_of_a_real_checkpoint(tiny_model, tiny_tokenizer, fictional_rows, tmp_path):

@@ -40,6 +40,13 @@ class FollowEpoch(TrainerCallback):  # type: ignore[misc]
 class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]
     """Marks each checkpoint once every process has written its part, and lists what is in it."""
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Checkpoints of later steps are about to be overwritten, so they lose their mark."""
+        if state.is_world_process_zero:
+            for folder in _checkpoints(args.output_dir):
+                if _step_of(folder) > state.global_step:
+                    (folder / COMPLETE).unlink(missing_ok=True)
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The trainer calls this in every process after its last file."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -50,8 +57,9 @@ class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file under `folder`."""
-    return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Bytes of every file under `folder`, without the mark."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / COMPLETE]
+    return {str(p.relative_to(folder)): p.stat().st_size for p in files}
 
 
 def _is_complete(folder: Path) -> bool:
@@ -66,8 +74,11 @@ def _is_complete(folder: Path) -> bool:
 def _checkpoints(folder: str | Path) -> list[Path]:
     """The folders named like a checkpoint, oldest first."""
     found = (p for p in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.is_dir())
-    steps = {p: p.name.rsplit("-", 1)[1] for p in found}
-    return sorted((p for p, step in steps.items() if step.isdecimal()), key=lambda p: int(steps[p]))
+    return sorted((p for p in found if p.name.rsplit("-", 1)[1].isdecimal()), key=_step_of)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.rsplit("-", 1)[1])
 
 
 def last_complete_checkpoint(folder: str | Path) -> Path | None:
