@@ -237,6 +237,8 @@ def _relaunch(launch: str | None, processes: int | None, recipe: str, overrides:
 def _fail(message: str, code: int) -> NoReturn:
     # Every process of a distributed run meets the same mistake; one of them says so.
     if os.environ.get("RANK", "0") == "0":
+        for bar in list(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())):
+            bar.close()  # the message gets a line of its own
         typer.echo(f"error: {message}", err=True)
     sys.exit(code)
 

@@ -1,0 +1,146 @@
+"""Every shipped recipe and suite: it loads, it is described, it checks, and it trains."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_training import _freeze
+
+from unlearnkit import commands, shipped
+from unlearnkit.check import check_recipe
+from unlearnkit.evaluation.suite import load_suite
+from unlearnkit.preflight import suite_of
+from unlearnkit.recipe import Recipe, load_recipe
+
+ROOT = Path(__file__).parent.parent
+RECIPES = shipped.available("recipes")
+TOFU = Path(os.environ.get("UNLEARNKIT_TOFU") or ROOT.parent / "shared" / "data" / "tofu")
+#: One row is enough to see that a stream is read; the real-author and world-fact sets are small anyway.
+FEW = 8
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, chat_tokenizer: Any) -> Path:
+    """A saved tiny chat model."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    chat_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def small(recipe: Recipe, model: Path, root: str = "fictional") -> list[str]:
+    """Overrides that keep a recipe's shape and make it tiny and offline."""
+    out = [f"data.root={root}"]
+    if recipe.model.create is not None:
+        sizes = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 320}
+        out += [f"model.create.{key}={value}" for key, value in sizes.items()]
+        out.append("model.create.intermediate_size=null")
+    else:
+        out += [f"model.path={model}", "model.dtype=float32"]
+    for name, specs in recipe.data.streams.items():
+        several = len(specs) > 1
+        out += [
+            f"data.{name}{f'.{i}' if several else ''}.limit={FEW}"
+            for i, one in enumerate(specs)
+            if one.path is None
+        ]
+    return out
+
+
+def settings(name: str, tmp_path: Path, model: Path) -> list[str]:
+    """What a recipe needs to be read: the deletion request names no files of its own."""
+    if name != "forget":
+        return small(load_recipe(name), model)
+    from unlearnkit.data.fictional import rows
+    from unlearnkit.files import write_json
+
+    for number, split in enumerate(("forget", "retain")):
+        write_json(tmp_path / f"{split}.json", rows("full")[number * FEW : (number + 1) * FEW])
+    streams = [f"data.{split}={tmp_path / split}.json" for split in ("forget", "retain")]
+    return [f"model.path={model}", *streams]
+
+
+def test_all_are_there() -> None:
+    assert {"forget", "fictional/target", "fictional/npo", "tofu/npo", "tofu/grad_diff"} <= set(RECIPES)
+    assert {"tofu", "forget"} <= set(shipped.available("eval/suites"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_header_and_round_trip(name: str, tmp_path: Path, model: Path) -> None:
+    path = shipped.find("recipes", name)
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert len(shipped.describe(path).split()) >= 6
+    recipe = load_recipe(name, settings(name, tmp_path, model))
+    assert recipe.name == name
+    if recipe.model.create is None or recipe.evaluation.suite:
+        assert suite_of(recipe) is not None
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(again).fingerprint == recipe.fingerprint
+    for needed in recipe.needs:
+        assert needed in RECIPES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_checks_offline(
+    name: str,
+    tmp_path: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it is written, with its data on the hub or not; the deletion request with its two files."""
+    monkeypatch.setenv("UNLEARNKIT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("COLUMNS", "200")
+    check_recipe(name, settings(name, tmp_path, model) if name == "forget" else ["data.root=fictional"])
+    shown = capsys.readouterr().out
+    assert f"{name} is valid" in shown
+    assert "training " in shown
+    assert "evaluation " in shown
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_trains_two_steps(name: str, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNLEARNKIT_RUNS", str(tmp_path / "runs"))
+    _freeze()
+    overrides = [
+        *settings(name, tmp_path, model), "evaluation=null", "needs=[]", "training.max_steps=2",
+        "training.gradient_accumulation_steps=1", "training.per_device_train_batch_size=2",
+        "training.save_strategy=no", "training.logging_steps=1",
+    ]  # fmt: skip
+    folder = commands.run_recipe(name, overrides, "a", stages=("train",))
+    assert list((folder / "model").glob("*model.safetensors"))
+    log = (folder / "log.jsonl").read_text().splitlines()
+    assert sum('"loss"' in line for line in log) == 2
+    assert "NaN" not in log[0]
+
+
+@pytest.mark.parametrize("name", shipped.available("eval/suites"))
+def test_suites(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.name == name
+    assert suite.version >= 1
+    assert suite.metrics
+    for metric in suite.metrics.values():
+        assert metric.title
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if n.startswith("tofu")])
+def test_real_tofu(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every split that a TOFU recipe names is in the real files, for training and for evaluation."""
+    if not TOFU.is_dir():
+        pytest.skip(f"the TOFU files are not in {TOFU}; set UNLEARNKIT_TOFU to their folder")
+    from unlearnkit.evaluation.runner import load_datasets
+    from unlearnkit.preflight import load_streams
+
+    recipe = load_recipe(name, [f"data.root={TOFU}"])
+    streams = load_streams(recipe, tuple(recipe.data.streams))
+    assert all(len(rows) >= 40 for rows in streams.values())
+    suite = suite_of(recipe)
+    assert suite is not None
+    sizes = {key: len(rows) for key, rows in load_datasets(suite).items()}
+    assert sizes == {"forget": 400, "retain": 400, "real_authors": 100, "world_facts": 117}
