@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from helpers_training import (
     make_trainer,
     weights,
 )
+from packaging.version import Version
 
 from unlearnkit import lookup
 from unlearnkit.training.callbacks import COMPLETE, last_complete_checkpoint
 
+RESUMES = Version(version("accelerate")) >= Version("1.14")
 #: One process takes 4 rows twice, two take 2 rows twice: steps of 8 and of 2 examples. One row a process
 #: leaves the second process with nothing in the last micro-batch.
 GLOBAL = {"gradient_accumulation_steps": 2, "optim": "sgd", "learning_rate": 0.05, "num_train_epochs": 2}
@@ -55,7 +58,8 @@ def _child(folder: str, model, tokenizer, streams) -> None:
         result = _run(case, 2, copy.deepcopy(model), tokenizer, streams, Path(folder))
         world = torch.distributed.get_world_size()
         torch.save({"world": world, **result}, Path(folder) / f"{case}-{torch.distributed.get_rank()}.pt")
-    _resume(model, tokenizer, streams, Path(folder))
+    if RESUMES:
+        _resume(model, tokenizer, streams, Path(folder))
     torch.distributed.barrier()
 
 
@@ -103,6 +107,9 @@ def test_two_processes_are_one(two_processes, tiny_model, tiny_tokenizer, fictio
     assert second["eval_loss"] == first["eval_loss"]
 
 
+@pytest.mark.skipif(
+    not RESUMES, reason="accelerate 1.13 calls the device cpu:0, which torch.load does not know"
+)
 def test_two_processes_resume_to_the_bit(two_processes):
     """Every process left its part in the checkpoint before that was marked as complete."""
     for rank in (0, 1):
