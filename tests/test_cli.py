@@ -97,7 +97,10 @@ def test_help(run: Run, arguments: list[str]) -> None:
         (["ls", "recipe"], "error: cannot list 'recipe'; did you mean 'recipes'?"),
         (["cp", "tofu/npoo", "a.yaml"], "error: nothing is shipped as 'tofu/npoo'; did you mean 'tofu/npo'?"),
         (["data", "export", "tofu", "a"], "error: there is no built-in benchmark 'tofu'; use fictional"),
-        (["eval", "./nowhere"], "error: ./nowhere does not exist; check the path to the tokenizer"),
+        (
+            ["eval", "./nowhere", "--data", "root=fictional"],
+            "error: ./nowhere does not exist; check the path to the tokenizer",
+        ),
         (["eval", "run:nobody"], "error: run:nobody: there is no model in runs/nobody/model; make it first"),
         (["eval", ".", "--data", "root"], "error: --data 'root' is not key=value"),
         (["eval", ".", "--data", "roots=a"], "error: suite tofu has no data set 'roots'"),
@@ -275,7 +278,7 @@ def test_an_evaluation_is_called_after_its_model(path: str, label: str) -> None:
 
 
 def test_a_deletion_request_on_own_files(run: Run, model: Path) -> None:
-    """JSON lines; then the same rows as a table with other columns; then one and several runs are reported."""
+    """JSON lines; the same rows as a table with other columns; reports of one and of several runs."""
     write_jsonl(Path("mine.jsonl"), FORGET)
     write_jsonl(Path("keep.jsonl"), KEEP)
     options = ("--model", model, "--retain", "keep.jsonl")

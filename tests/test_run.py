@@ -242,9 +242,9 @@ def test_a_changed_target_model_is_named(make: Runs, tmp_path: Path, target: Pat
 
 def test_a_folder_without_training_is_claimed_anew(make: Runs, tmp_path: Path) -> None:
     """Nothing of the first try stays: neither its streams in the identity nor its manifest's entries."""
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(ModelError, match=r"does not exist"):
         make("npo", "a", "model.path=./nowhere")
-    with pytest.raises(UserError, match="data.max_length"):
+    with pytest.raises(UserError, match=r"data\.max_length"):
         make("npo", "a", "data.max_length=10")
     assert manifest(tmp_path / "runs" / "a")["status"] == "started"
     settings = ("training.retain=none", "data.retain=null", "evaluation=null")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,12 +186,13 @@ def _from_disk(path: Path, source: StreamSpec, name: str) -> Dataset:
         raise DataError(f"{name}: {path} has an unknown ending; use one of {', '.join(sorted(_BUILDERS))}")
     if path.stat().st_size == 0:
         raise DataError(f"{name}: {path} is empty; put at least one row into it")
+    exact = glob.escape(str(path))  # `datasets` takes it for a pattern
     if builder == "text":
         return _without_blanks(
-            datasets.load_dataset(builder, data_files=str(path), split="train", sample_by=source.sample_by)
+            datasets.load_dataset(builder, data_files=exact, split="train", sample_by=source.sample_by)
         )
     extra = _csv_options(path) if builder == "csv" else {}
-    return datasets.load_dataset(builder, data_files=str(path), split="train", **extra)
+    return datasets.load_dataset(builder, data_files=exact, split="train", **extra)
 
 
 def _csv_options(path: Path) -> dict[str, Any]:
