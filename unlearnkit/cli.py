@@ -257,7 +257,9 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error), 2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort, SystemExit) as stopped:
+        if isinstance(stopped, SystemExit) and stopped.code != 130:  # typer leaves with 130 at Ctrl-C
+            raise
         _fail("interrupted; the same command goes on where it stopped", 130)
     except Exception as error:  # noqa: BLE001  # the last resort, which says what happened
         _other_error(error, debug)
@@ -269,8 +271,6 @@ def _other_error(error: Exception, debug: bool) -> NoReturn:
     if callable(show):  # a mistake on the command line
         show()
         sys.exit(getattr(error, "exit_code", 2))
-    if isinstance(error, typer.Abort):
-        sys.exit(130)
     if debug:
         raise error
     if _no_space(error):
@@ -294,7 +294,3 @@ def _no_space(error: BaseException | None) -> bool:
         seen.append(error)
         error = error.__cause__ or error.__context__
     return False
-
-
-if __name__ == "__main__":
-    main()

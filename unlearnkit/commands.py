@@ -30,12 +30,26 @@ def run_recipe(
 ) -> Path:
     """Run a recipe, first of all the ones that it needs; returns the run's folder."""
     recipe = load_recipe(name, overrides)
-    for needed in recipe.needs:
-        if not (RunDir(runs_folder() / needed.replace("/", "-")).model).is_dir():
+    missing = [n for n in recipe.needs if not RunDir(runs_folder() / n.replace("/", "-")).model.is_dir()]
+    if missing:
+        _check_before(recipe)
+    for needed in missing:
+        if not RunDir(runs_folder() / needed.replace("/", "-")).model.is_dir():  # it may have run meanwhile
             say(f"{recipe.name} needs {needed}, which has not been run yet: running it first")
             run_recipe(needed, _passed_on(overrides), None, stages=("train",))
     own = tuple(o for o in overrides if not o.startswith("data.root="))
     return run_one(recipe, run_dir(recipe, own, run_name), stages)
+
+
+def _check_before(recipe: Recipe) -> None:
+    """A mistake in a recipe or its data is found before the recipes that it needs have run for hours."""
+    import tempfile
+
+    quiet()
+    from unlearnkit.preflight import load_streams, objective_of, suite_of, training_args
+
+    suite_of(recipe)
+    load_streams(recipe, objective_of(recipe, training_args(recipe, tempfile.gettempdir())).streams)
 
 
 def _passed_on(overrides: Sequence[str]) -> list[str]:
