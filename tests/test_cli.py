@@ -134,14 +134,14 @@ def test_a_fault_of_ours(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "argv", ["unlearnkit", *line])
         with pytest.raises(RuntimeError, match="the inside is broken"):
             cli.main()
-        monkeypatch.delenv("UNLEARNKIT_DEBUG")
+        os.environ.pop("UNLEARNKIT_DEBUG")
 
 
 def test_debug_shows_the_users_mistake_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["unlearnkit", "check", "nothing", "--debug"])
     with pytest.raises(RecipeError, match="unknown recipe 'nothing'"):
         cli.main()
-    monkeypatch.delenv("UNLEARNKIT_DEBUG")
+    os.environ.pop("UNLEARNKIT_DEBUG")
 
 
 def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +311,7 @@ def test_a_deletion_request_on_own_files(run: Run, model: Path) -> None:
     assert Path("runs/a/model/adapter_model.safetensors").is_file()
     code, out, _ = run("report", "runs/a", "runs/b", "--out", "both")
     assert code == 0
-    assert "grad_diff" in Path("both/report.md").read_text()
+    assert "runs/b" in Path("both/report.md").read_text()
     before = Path("runs/a/report.md").read_text()
     Path("runs/a/report.md").unlink()
     assert run("report", "runs/a")[0] == 0

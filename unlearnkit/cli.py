@@ -257,12 +257,12 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error), 2)
-    except (KeyboardInterrupt, typer.Abort, SystemExit) as stopped:
-        if isinstance(stopped, SystemExit) and stopped.code != 130:  # typer leaves with 130 at Ctrl-C
-            raise
-        _fail("interrupted; the same command goes on where it stopped", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130  # which is also what newer versions of typer return at Ctrl-C
     except Exception as error:  # noqa: BLE001  # the last resort, which says what happened
         _other_error(error, debug)
+    if code == 130:
+        _fail("interrupted; the same command goes on where it stopped", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
