@@ -73,6 +73,7 @@ class Pipeline:
     def _trainer(self, args: Any, streams: Mapping[str, Any], read: tuple[str, ...]) -> Any:
         from unlearnkit import lookup
         from unlearnkit.training.callbacks import LogFile
+        from unlearnkit.training.memory import ReturnMemory
         from unlearnkit.training.progress import QuietProgress, keep_quiet
 
         recipe = self.recipe
@@ -83,6 +84,7 @@ class Pipeline:
         )  # fmt: skip
         keep_quiet(trainer)
         trainer.add_callback(LogFile(self.run.log))
+        trainer.add_callback(ReturnMemory())
         trainer.add_callback(QuietProgress(recipe.name, enabled=self.progress and _is_main()))
         return trainer
 
