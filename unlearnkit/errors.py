@@ -1,7 +1,8 @@
 """Errors that are the user's to mend.
 
-Every message is one sentence: what is wrong, what was found, how to fix it. The command line prints it without a
-traceback and leaves with exit code 2; anything that is not a `UserError` is a fault of ours and leaves with 1.
+Every message is one sentence: what is wrong, what was found, how to fix it. The command line prints it
+without a traceback and leaves with exit code 2; anything that is not a `UserError` is a fault of ours and
+leaves with 1.
 """
 
 

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise _explained(error, path) from error
     finally:
@@ -38,7 +37,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def _explained(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"the disk is full: could not write {path}; free some space and run the same command again")
+        return UserError(
+            f"the disk is full: could not write {path}; free some space and run the same command again"
+        )
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
         return UserError(f"cannot write {path} ({error.strerror}); choose a folder that you may write to")
     return error
@@ -67,7 +68,9 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable as JSON ({error}); delete it and run the command again") from None
+        raise UserError(
+            f"{path} is not readable as JSON ({error}); delete it and run the command again"
+        ) from None
 
 
 def fingerprint(*parts: Any) -> str:
@@ -75,7 +78,9 @@ def fingerprint(*parts: Any) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         if not isinstance(part, bytes):
-            part = json.dumps(part, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str).encode()
+            part = json.dumps(
+                part, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str
+            ).encode()
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()

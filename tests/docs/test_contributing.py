@@ -40,25 +40,31 @@ def test_the_documented_number_holds(wga: Any) -> None:
 def test_the_example_is_found_by_name_and_trains(
     wga: Any, tiny_model: Any, tiny_tokenizer: Any, fictional_rows: Any, tmp_path: Path
 ) -> None:
-    """Found as `their_pkg.wga`, it goes through the ordinary loop, logs its metric and changes the weights."""
+    """Found as `their_pkg.wga`, it trains: its metric is logged, every weight moves."""
     import datasets
 
     from unlearnkit import lookup
 
     entry = lookup.method("their_pkg.wga")
     args = entry.config(
-        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=4, learning_rate=1e-2, save_strategy="no",
-        disable_tqdm=True,
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=4, learning_rate=1e-2,
+        save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     forget = datasets.Dataset.from_list(fictional_rows("forget05")[:8])
     retain = datasets.Dataset.from_list(fictional_rows("retain95")[:8])
     before = tiny_model()
     trainer = entry.trainer(
-        model=tiny_model(), args=args, forget_dataset=forget, retain_dataset=retain, processing_class=tiny_tokenizer
+        model=tiny_model(),
+        args=args,
+        forget_dataset=forget,
+        retain_dataset=retain,
+        processing_class=tiny_tokenizer,
     )
     trainer.train()
     losses = [entry_["forget/wga"] for entry_ in trainer.state.log_history if "forget/wga" in entry_]
     assert len(losses) == 3
     assert all(math.isfinite(x) for x in losses)
-    changed = [not torch.equal(a, b) for a, b in zip(before.parameters(), trainer.model.parameters(), strict=True)]
+    changed = [
+        not torch.equal(a, b) for a, b in zip(before.parameters(), trainer.model.parameters(), strict=True)
+    ]
     assert all(changed)

@@ -21,7 +21,11 @@ class QuietProgress(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin at the step that a checkpoint left off."""
         self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.title, disable=not self.enabled, unit="step"
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.title,
+            disable=not self.enabled,
+            unit="step",
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
