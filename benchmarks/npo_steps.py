@@ -23,7 +23,8 @@ from unlearnkit.methods.npo import NPO
 from unlearnkit.models.tiny import create_model, train_tokenizer
 from unlearnkit.recipe import StreamSpec
 from unlearnkit.training import reference
-from unlearnkit.training.objective import Step, WeightedSum, as_counts, count_streams
+from unlearnkit.training.objective import Step, WeightedSum, as_counts, count_streams, fuse
+from unlearnkit.training.packing import packed_batch, packs
 from unlearnkit.training.retain import CrossEntropy
 
 BETA = 0.1
@@ -99,11 +100,11 @@ def batches(mix: StreamMix, settings: Settings, strategy: str) -> Iterator[list[
 class Shipped:
     """The step as `UnlearnTrainer` runs it."""
 
-    strategy = "group_by_length"
+    strategy = "random"
 
     def __init__(self, model: Any, data: Data, settings: Settings) -> None:
         self.model = model
-        self.collate = StreamCollator(STREAMS, pad_id=data.tokenizer.pad_token_id)
+        self.collate = StreamCollator(STREAMS, pad_id=data.tokenizer.pad_token_id, packed=packs(model))
         start = time.perf_counter()
         with autocast(settings):
             scores = reference.score_rows(
@@ -121,7 +122,8 @@ class Shipped:
 
     def padded(self, items: list[Any]) -> int:
         """Positions that the policy processes, padding included."""
-        return sum(b["input_ids"].numel() for b in self.collate(items).values())
+        batch = self.collate(items)
+        return (packed_batch(batch) or fuse(batch))["input_ids"].numel()
 
 
 class Plain:

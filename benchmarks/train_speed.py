@@ -1,9 +1,9 @@
 """How fast, and in how much memory, one NPO step runs: as shipped, and as one would write it first.
 
-shipped: the library's own step. Reference log-probs from the cache, forget and retain rows in one forward
-pass, logits at target positions only, batches of similar length (`group_by_length`).
+shipped: the library's own step. Reference log-probs from the cache, forget and retain rows packed into one
+forward pass, logits at target positions only.
 plain: a frozen copy of the model as live reference, one padded forward pass for each of forget (policy),
-forget (reference) and retain (policy), random batches, log-softmax over all [B, T, V] logits in float32.
+forget (reference) and retain (policy), log-softmax over all [B, T, V] logits in float32.
 
 Both minimise the same loss (NPO with beta 0.1 plus retain NLL) with the same AdamW; that the losses agree to
 1e-5 on the same rows is checked before anything is timed. The two take turns within one run, each in a

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unlearnkit.data.formats import IGNORE
 from unlearnkit.training.logprobs import target_positions
+from unlearnkit.training.packing import add_packing
 
 
 class TokenBatch(TypedDict, total=False):
@@ -20,6 +21,10 @@ class TokenBatch(TypedDict, total=False):
     `training/logprobs.py`). `position_ids` are there for left padding only, where they differ from 0..T-1.
     `reference_logps` (float32 [B, T], aligned with `labels`) are there when reference log-probs were computed
     beforehand.
+
+    Where rows are packed (see `training/packing.py`): `packed_positions` (int64 [N]) are the target positions
+    in the packed lines. `packed_lines` (int64 [2, R, L], in the first stream of a batch, for all its streams)
+    says of each packed token where it lies in the padded rows of all streams, and its position in its row.
     """
 
     input_ids: Tensor
@@ -28,6 +33,8 @@ class TokenBatch(TypedDict, total=False):
     target_positions: Tensor
     position_ids: Tensor
     reference_logps: Tensor
+    packed_positions: Tensor
+    packed_lines: Tensor
 
 
 def pad_rows(
@@ -66,15 +73,20 @@ class StreamCollator:
         pad_id: any token id; it is masked by length, so it may equal EOS.
         side: padding side; losses and scores do not depend on it.
         multiple_of: round the length up to a multiple (tensor cores like 8).
+        packed: also lay the rows out without padding, for the policy's forward pass (right padding only).
     """
 
     streams: tuple[str, ...]
     pad_id: int
     side: str = "right"
     multiple_of: int = 1
+    packed: bool = False
 
     def __call__(self, items: Sequence[Mapping[str, Sequence[Mapping[str, Any]]]]) -> dict[str, TokenBatch]:
         rows = {s: [row for item in items for row in item.get(s, ())] for s in self.streams}
         longest = max((len(r["input_ids"]) for stream in rows.values() for r in stream), default=2)
         length = -(-longest // self.multiple_of) * self.multiple_of
-        return {s: pad_rows(rows[s], length, pad_id=self.pad_id, side=self.side) for s in self.streams}
+        batches = {s: pad_rows(rows[s], length, pad_id=self.pad_id, side=self.side) for s in self.streams}
+        if self.packed and self.side == "right":
+            add_packing(batches, multiple_of=self.multiple_of)
+        return batches

@@ -62,6 +62,10 @@ class UnlearnConfig(TrainingArguments):  # type: ignore[misc]
     pad_to_multiple_of: int = field(
         default=1, metadata={"help": "Round batch lengths up to a multiple (8 on GPUs)."}
     )
+    packing: str = field(
+        default="auto",
+        metadata={"help": "auto: rows without padding where the model is known to allow it; or never."},
+    )
 
     def __post_init__(self) -> None:
         """Settle what versions of transformers and devices want differently."""

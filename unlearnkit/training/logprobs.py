@@ -224,7 +224,8 @@ def target_logits(model: Any, batch: Mapping[str, Any], *, unwrapped: Any = None
 
     Args:
         model: the (wrapped) model to call.
-        batch: `input_ids`, `attention_mask`, `labels` and, for left padding, `position_ids`, each [B, T].
+        batch: `input_ids`, `labels`, `attention_mask` (not if packed) and `position_ids` (for left padding
+        and if packed), each [B, T].
         unwrapped: the model whose head is hooked, if `model` hides it.
     """
     positions_N = positions_of(batch)

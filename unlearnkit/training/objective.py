@@ -19,6 +19,7 @@ from torch import Tensor
 from unlearnkit.data.collate import TokenBatch
 from unlearnkit.data.formats import IGNORE
 from unlearnkit.training import logprobs
+from unlearnkit.training.packing import packed_batch
 
 if TYPE_CHECKING:
     from unlearnkit.training.reference import Reference
@@ -90,7 +91,7 @@ class Step:
 
     Args:
         model: the wrapped model in training.
-        batch: stream name -> TokenBatch, all padded to one length.
+        batch: stream name -> TokenBatch, all padded to one length; packed if the collator says how.
         counts: what to divide by (see module docstring).
         reference: the reference model's answers for this batch.
         unwrapped: the model without DDP or FSDP around it.
@@ -119,31 +120,40 @@ class Step:
         return BoundReference(self._provider, self.batch)
 
     @cached_property
-    def _policy(self) -> dict[str, logprobs.TargetLogits]:
-        fused = fuse(self.batch)
-        out = logprobs.target_logits(self.model, fused, unwrapped=self._unwrapped)
+    def _policy(self) -> logprobs.TargetLogits:
+        inputs = packed_batch(self.batch) or fuse(self.batch)
+        return logprobs.target_logits(self.model, inputs, unwrapped=self._unwrapped)
+
+    def _by_stream(self, values: Tensor) -> dict[str, Tensor]:
         # A row that only keeps the processes in step (see `fuse`) has no targets, so the sizes always add up.
         sizes = [len(logprobs.positions_of(b)) for b in self.batch.values()]
-        logits, labels = torch.split(out.logits_NV, sizes), torch.split(out.targets_N, sizes)
-        return {s: logprobs.TargetLogits(z, y) for s, z, y in zip(self.batch, logits, labels, strict=True)}
+        return dict(zip(self.batch, torch.split(values, sizes), strict=True))
+
+    @cached_property
+    def _logits(self) -> dict[str, Tensor]:
+        # Only for terms that ask for logits: the gradient of a split is one more [N, V].
+        return self._by_stream(self._policy.logits_NV)
+
+    @cached_property
+    def _logps(self) -> dict[str, Tensor]:
+        return self._by_stream(logprobs.label_logps(self._policy.logits_NV, self._policy.targets_N))
 
     @property
     def zero(self) -> Tensor:
         """0 with a gradient path to the parameters, for a term that has nothing to say about this batch."""
-        return torch.stack([out.logits_NV.float().sum() * 0.0 for out in self._policy.values()]).sum()
+        return self._policy.logits_NV.float().sum() * 0.0
 
     def logits(self, stream: str) -> Tensor:
         """The policy's logits at target positions: [N, V] in the model's dtype."""
-        return self._policy[stream].logits_NV
+        return self._logits[stream]
 
     def targets(self, stream: str) -> Tensor:
         """Target tokens: int64 [N]."""
-        return self._policy[stream].targets_N
+        return logprobs.batch_targets(self.batch[stream])
 
     def token_logps(self, stream: str) -> Tensor:
         """log pi(y_t | x, y_<t) at target positions: float32 [N]."""
-        out = self._policy[stream]
-        return logprobs.label_logps(out.logits_NV, out.targets_N)
+        return self._logps[stream]
 
     def sequence_logps(self, stream: str) -> Tensor:
         """log pi(y | x), summed over the answer: float32 [B]."""

@@ -13,6 +13,7 @@ from unlearnkit.data.columns import canonical
 from unlearnkit.data.overlap import refuse_overlap
 from unlearnkit.errors import DataError, ModelError, RecipeError
 from unlearnkit.models.load import load_tokenizer, quiet_peft
+from unlearnkit.training import packing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,6 +36,8 @@ def refuse_settings(args: UnlearnConfig) -> None:
         )
     if args.matrix_optimizer not in (None, "muon"):
         raise RecipeError(f"training.matrix_optimizer is {args.matrix_optimizer!r}; use muon or leave it out")
+    if args.packing not in packing.SETTINGS:
+        raise RecipeError(f"training.packing is {args.packing!r}; use one of {', '.join(packing.SETTINGS)}")
     if args.n_gpu > 1:
         raise ModelError(
             f"one process sees {args.n_gpu} GPUs, but each needs a process of its own; start with "

@@ -35,6 +35,7 @@ from unlearnkit.training.objective import (
     fuse,
     reference_streams,
 )
+from unlearnkit.training.packing import packs
 from unlearnkit.training.prepare import (
     chosen_streams,
     frozen_copy,
@@ -105,8 +106,9 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         self.target_fingerprint = model_fingerprint(model)
         model = with_adapter(model, peft_config, args)
         collator = StreamCollator(
-            tuple(self.tokenized), pad_id=pad_id(processing_class), multiple_of=args.pad_to_multiple_of
-        )
+            tuple(self.tokenized), pad_id=pad_id(processing_class), multiple_of=args.pad_to_multiple_of,
+            packed=packs(model, args.packing),
+        )  # fmt: skip
         self._follow_epoch = FollowEpoch()
         super().__init__(
             model=model, args=args, data_collator=others.pop("data_collator", None) or collator,
