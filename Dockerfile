@@ -1,7 +1,7 @@
 # UnlearnKit with its GPU extras.
 #   docker build -t unlearnkit .
-#   docker run --rm --gpus all -v "$PWD/work:/work" unlearnkit run tofu/npo
-# Runs are written to /work/runs, downloaded models and data to /work/.cache: mount /work to keep both. The folder must
+#   docker run --rm --gpus all -v "$PWD/workspace:/workspace" unlearnkit run tofu/npo
+# Runs are written to /workspace/runs, downloaded models and data to /workspace/.cache: mount /workspace to keep both. The folder must
 # be writable for user 1001, or add `--user "$(id -u):$(id -g)"`.
 # The torch wheel brings its own CUDA libraries; the base image tells the container runtime which driver is needed.
 FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04
@@ -30,13 +30,13 @@ COPY launch /src/launch
 RUN pip install -c /src/constraints.txt "/src[deepspeed,quantization,eval]" \
     && unlearnkit --help > /dev/null
 
-# HOME is in /work too, so that caches have a place whatever user the container is started as.
-RUN useradd --uid 1001 --home-dir /work --create-home unlearnkit
-ENV HOME=/work \
-    HF_HOME=/work/.cache/huggingface \
+# HOME is in /workspace too, so that caches have a place whatever user the container is started as.
+RUN useradd --uid 1001 --home-dir /workspace --create-home unlearnkit
+ENV HOME=/workspace \
+    HF_HOME=/workspace/.cache/huggingface \
     HF_HUB_DISABLE_TELEMETRY=1
 USER unlearnkit
-WORKDIR /work
+WORKDIR /workspace
 
 ENTRYPOINT ["unlearnkit"]
 CMD ["--help"]
