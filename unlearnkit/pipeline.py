@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearnkit.evaluation.runner import Evaluation, evaluate, versions
+from unlearnkit.evaluation.results import Evaluation, is_evaluation, read_evaluation
+from unlearnkit.evaluation.runner import evaluate, versions
 from unlearnkit.files import fingerprint
 from unlearnkit.preflight import (
     evaluation_or_model,
@@ -238,6 +239,11 @@ class Pipeline:
 
     def report(self) -> Path | None:
         """Write the report from what lies in the folder."""
+        if is_evaluation(model):
+            found = read_evaluation(model, common["suite"], role=role, label=label)
+            if _is_main():
+                found.run.save(folder)
+            return found
         if not _is_main():
             return None
         from unlearnkit.reporting import write_report

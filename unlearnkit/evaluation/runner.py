@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unlearnkit.errors import DataError, ModelError, RecipeError
-from unlearnkit.evaluation.metrics import KINDS, MetricResult
 from unlearnkit.evaluation.questions import Question, generation_questions, likelihood_questions
-from unlearnkit.evaluation.records import GENERATE_ANSWER, RECORDS_FILE, EvalRun, new_records
+from unlearnkit.evaluation.records import GENERATE_ANSWER, EvalRun, new_records
+from unlearnkit.evaluation.results import (
+    Evaluation,
+    compute_metrics,
+    described,
+    is_evaluation,
+    read_evaluation,
+)
 from unlearnkit.evaluation.store import ResultStore
 from unlearnkit.evaluation.suite import Suite, load_suite
 from unlearnkit.files import fingerprint
 from unlearnkit.recipe import TemplateSpec
-
-
-@dataclass
-class Evaluation:
-    """An evaluated model: records, metrics and the summary that is written beside them."""
-
-    run: EvalRun
-    metrics: dict[str, MetricResult]
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """What `summary.json` holds."""
-        return self.run.meta
-
-    def __getitem__(self, name: str) -> float:
-        """A metric's value; NaN where it could not be measured."""
-        return self.metrics[name].value
 
 
 def evaluate(
@@ -74,6 +62,7 @@ def evaluate(
     """
     from unlearnkit.data.formats import Template
     from unlearnkit.models.load import load_model, load_tokenizer, model_fingerprint, to_device
+    from unlearnkit.models.precision import own_precision
 
     started = time.perf_counter()
     if isinstance(suite, Suite) and data:
@@ -82,7 +71,8 @@ def evaluate(
         )
     suite = suite if isinstance(suite, Suite) else load_suite(suite, data)
     rows = load_datasets(suite)
-    reference = _read_reference(reference)
+    if is_evaluation(reference):  # read at once, so that a broken one is refused before any model runs
+        reference = read_evaluation(reference, suite)
     if tokenizer is None:
         path = str(model) if isinstance(model, str | Path) else model.config._name_or_path
         if not path:
@@ -99,7 +89,8 @@ def evaluate(
     if isinstance(model, str | Path):
         model = to_device(load_model(str(model)))
     name = model_fingerprint(model)
-    records, cost = _answers(model, name, tokenizer, questions, label or role, **options)
+    with own_precision(model):
+        records, cost = _answers(model, name, tokenizer, questions, label or role, **options)
     other = _reference(reference, suite, tokenizer, template, batch_tokens, max_new_tokens, cache, progress)
     metrics = compute_metrics(suite, records, other.run if other else None)
     meta = {
@@ -114,7 +105,7 @@ def evaluate(
             "label": other.summary.get("label"),
             "fingerprint": other.summary.get("fingerprint", {}).get("model"),
         },
-        "metrics": {k: _described(m, suite, k) for k, m in metrics.items()},
+        "metrics": described(metrics, suite),
         "cost": {**cost, "seconds": round(time.perf_counter() - started, 3)},
         "versions": versions(),
     }  # fmt: skip
@@ -233,27 +224,6 @@ def _gathered(value: Any, world: int) -> list[Any]:
     parts: list[Any] = [None] * world
     dist.all_gather_object(parts, value)
     return parts
-
-
-def compute_metrics(suite: Suite, run: Any, retain: Any = None) -> dict[str, MetricResult]:
-    """Every metric of the suite, from records alone."""
-    results = {}
-    for name, spec in suite.metrics.items():
-        where = {} if spec.dataset is None else {"dataset": spec.dataset}
-        results[name] = KINDS[spec.kind](run, **where, retain=retain, **spec.options)
-    return results
-
-
-def _described(result: MetricResult, suite: Suite, name: str) -> dict[str, Any]:
-    spec = suite.metrics[name]
-    return {**result.as_json(), "title": spec.title or name.replace("_", " "), "group": spec.group}
-
-
-def _read_reference(reference: Any) -> Any:
-    """A folder of an evaluation is read at once, so that a broken one is refused before any model runs."""
-    if isinstance(reference, str | Path) and (Path(reference) / RECORDS_FILE).exists():
-        return Evaluation(EvalRun.load(reference), {})
-    return reference
 
 
 def _reference(

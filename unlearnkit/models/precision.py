@@ -1,0 +1,33 @@
+"""The precision that a model computes in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from inspect import ismethod
+from types import MethodType
+from typing import Any
+
+
+@contextlib.contextmanager
+def own_precision(model: Any) -> Iterator[None]:
+    """Compute in the dtype of the weights, as the model does once it is saved and loaded.
+
+    After `trainer.train()` with `bf16` or `fp16`, accelerate leaves `model.forward` wrapped in autocast; the
+    wrapper is put back at the end.
+    """
+    import torch
+    from accelerate.utils.operations import ConvertOutputsToFp32
+
+    wrapped = forward = vars(model).get("forward")
+    # A pair of wrappers for each time that the model was prepared: to float32, around autocast.
+    while isinstance(layer := getattr(forward, "__wrapped__", None), ConvertOutputsToFp32):
+        forward = layer.model_forward.__wrapped__
+    if forward is not wrapped:
+        model.forward = forward if ismethod(forward) else MethodType(forward, model)
+    try:
+        with torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        if forward is not wrapped:
+            model.forward = wrapped
