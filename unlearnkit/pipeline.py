@@ -137,9 +137,10 @@ class Pipeline:
         """Write the model under a temporary name, then the manifest, then give the model its own name.
 
         A kill at any point leaves either no model, so that the training is taken up again, or a whole one
-        with its manifest.
+        with its manifest. Weights that are split over processes are named by what was saved.
         """
         from unlearnkit.models.card import write_card
+        from unlearnkit.models.load import model_fingerprint, saved_fingerprint
 
         unfinished = self.run.root / "model.part"
         if _is_main():
@@ -150,6 +151,10 @@ class Pipeline:
         if _is_main():
             (unfinished / "training_args.bin").unlink(missing_ok=True)
             write_card(unfinished, self.recipe, self.model_path)
+            split = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            name = saved_fingerprint(str(unfinished)) if split else model_fingerprint(model)
+            entries["unlearned_model"] = {"fingerprint": name}
             entries.update(self.run.update_manifest(**entries))
             unfinished.rename(self.run.model)
         trainer.accelerator.wait_for_everyone()
@@ -163,10 +168,12 @@ class Pipeline:
     def _facts(self, trainer: Any, before: str, seconds: float) -> dict[str, Any]:
         """The manifest's entries about a finished training."""
         from unlearnkit.data.streams import describe_source
-        from unlearnkit.models.load import model_fingerprint
 
         specs, root = self.recipe.data.streams, self.recipe.data.root
         model = trainer.model
+        sizes: dict[bool, list[int]] = {True: [], False: []}
+        for p in model.parameters():
+            sizes[p.requires_grad].append(getattr(p, "ds_numel", p.numel()))  # ZeRO-3 leaves p empty
         # The trainer counts 6 operations per token and parameter (see `floating_point_ops`).
         tokens_seen = trainer.state.total_flos // max(1, 6 * model.num_parameters(exclude_embeddings=True))
         return {
@@ -187,10 +194,9 @@ class Pipeline:
             },
             "model": {
                 "path": self.model_path, "fingerprint": before,
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                "parameters": sum(sizes[True]) + sum(sizes[False]),
+                "trainable": sum(sizes[True]),
             },
-            "unlearned_model": {"fingerprint": model_fingerprint(trainer.accelerator.unwrap_model(model))},
             "steps": trainer.state.global_step,
             "tokens_seen": int(tokens_seen),
         }  # fmt: skip
@@ -218,9 +224,7 @@ class Pipeline:
         found["unlearned"] = self._one("unlearned", label, str(self.run.model), retain, common)
         if _is_main():
             seconds = {"evaluate": round(time.perf_counter() - started, 2)}
-            asked = any(
-                e.summary["cost"]["scored_pairs"] + e.summary["cost"]["generated"] for e in found.values()
-            )
+            asked = any(e.asked for e in found.values())
             known = "evaluate" in (self.run.read_manifest() or {}).get("seconds", {})
             # Reading known answers again costs nothing; what they did cost stays in the manifest.
             self.run.update_manifest(
@@ -231,19 +235,29 @@ class Pipeline:
     def _one(
         self, role: str, label: str, model: str, retain: Evaluation | None, common: dict[str, Any]
     ) -> Evaluation:
+        from unlearnkit.models.load import load_tokenizer
+
         folder = self.run.evaluation(common["suite"].name, role)
         model = evaluation_or_model(model)
-        return evaluate(model, reference=retain, role=role, label=label, output=folder, **common)
-
-    # ---- Report --------------------------------------------------------------------------------------------
-
-    def report(self) -> Path | None:
-        """Write the report from what lies in the folder."""
         if is_evaluation(model):
             found = read_evaluation(model, common["suite"], role=role, label=label)
             if _is_main():
                 found.run.save(folder)
             return found
+        spec = self.recipe.model
+        loading: dict[str, Any] = {}
+        if role != "retain":  # as it was loaded to be trained; an adapter's base model as well
+            loading["load_options"] = {
+                "dtype": spec.dtype, "attn_implementation": spec.attn_implementation, "revision": spec.revision,
+            }  # fmt: skip
+        if role == "target":
+            loading["tokenizer"] = load_tokenizer(spec.tokenizer or model, revision=spec.revision)
+        return evaluate(model, reference=retain, role=role, label=label, output=folder, **loading, **common)
+
+    # ---- Report --------------------------------------------------------------------------------------------
+
+    def report(self) -> Path | None:
+        """Write the report from what lies in the folder."""
         if not _is_main():
             return None
         from unlearnkit.reporting import write_report

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -168,3 +171,41 @@ def test_what_the_adapter_multiplies_by_is_part_of_it(tiny_model):
     plain = model_fingerprint(_adapted(tiny_model()))
     torch.manual_seed(0)
     assert model_fingerprint(_adapted(tiny_model(), alpha_pattern={"q_proj": 3})) != plain
+
+
+# ---- Split over processes ---------------------------------------------------------------------------------
+
+
+def test_weights_that_fsdp_has_split(tiny_model):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = fully_shard(tiny_model(), mesh=init_device_mesh("cpu", (1,)))
+        assert all(hasattr(p, "full_tensor") for p in model.parameters())
+        assert model_fingerprint(model) == model_fingerprint(tiny_model())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_weights_that_zero_3_has_split(tiny_model, monkeypatch):
+    """DeepSpeed leaves empty parameters, which are whole only inside `GatheredParameters`."""
+    model, kept = tiny_model(), {}
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id, kept[number] = number, parameter.data
+        parameter.data = torch.empty(0)
+
+    @contextlib.contextmanager
+    def gathered_parameters(parameters):
+        for p in parameters:
+            p.data = kept[p.ds_id]
+        yield
+        for p in parameters:
+            p.data = torch.empty(0)
+
+    zero = types.SimpleNamespace(GatheredParameters=gathered_parameters)
+    monkeypatch.setitem(sys.modules, "deepspeed.zero", zero)
+    monkeypatch.setitem(sys.modules, "deepspeed", types.SimpleNamespace(zero=zero))
+    assert model_fingerprint(model) == model_fingerprint(tiny_model())
+    assert all(p.numel() == 0 for p in model.parameters())

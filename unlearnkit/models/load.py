@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def model_fingerprint(model: Any) -> str:
     """16 hexadecimal digits of everything that decides a model's logits.
 
     Names, shapes, dtypes and every byte of the weights (quantised ones included), the config's entries that
-    matter, and the settings of an adapter.
+    matter, and the settings of an adapter. Where weights are split over processes, all of these must ask.
     """
     import torch
     import xxhash
@@ -142,11 +142,34 @@ def model_fingerprint(model: Any) -> str:
             active = [str(adapter) for adapter in getattr(module, "active_adapters", ())]
             settings[f"scaling {name}"] = [scaling, active, bool(getattr(module, "disable_adapters", False))]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode())
-        flat = tensor.detach().contiguous().reshape(-1)
-        # In pieces, so that a large matrix on a GPU is never copied whole.
-        for piece in flat.split(1 << 26):
-            if piece.numel():
-                digest.update(piece.cpu().view(torch.uint8).numpy().data)
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        with gathered([tensor]):
+            whole = tensor.detach()
+            whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole  # FSDP2
+            digest.update(f"{name}|{tuple(whole.shape)}|{whole.dtype}".encode())
+            # In pieces, so that a large matrix on a GPU is never copied whole.
+            for piece in whole.contiguous().reshape(-1).split(1 << 26):
+                if piece.numel():
+                    digest.update(piece.cpu().view(torch.uint8).numpy().data)
     return str(digest.hexdigest())
+
+
+@contextlib.contextmanager
+def gathered(parameters: Iterable[Any]) -> Iterator[None]:
+    """Whole parameters where DeepSpeed ZeRO-3 has split them over the processes, all of which must ask."""
+    split = [p for p in parameters if hasattr(p, "ds_id")]
+    if not split:
+        yield
+        return
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters(split):
+        yield
+
+
+def saved_fingerprint(path: str) -> str:
+    """`model_fingerprint` of the weights in a folder, loaded whole on the CPU, also while ZeRO-3 is on."""
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # else transformers would split what it loads over the processes
+    return model_fingerprint(load_model(path))
