@@ -208,6 +208,23 @@ def test_other_weights_data_template_or_precision_have_another_key(npo, tiny_mod
     assert len(keys(other)) == 1
 
 
+def test_a_model_that_is_placed_when_training_begins(npo, monkeypatch):
+    """FSDP and DeepSpeed leave it on the CPU till then: it is lent to the device, and only to be asked."""
+    asked, moved, score = [], [], reference.score_rows
+    monkeypatch.setattr(
+        reference, "score_rows",
+        lambda *a, device, **k: asked.append((device, *moved)) or score(*a, device="cpu", **k),
+    )  # fmt: skip
+    trainers = npo(), npo()
+    there = torch.device("meta")
+    monkeypatch.setattr(type(trainers[0].accelerator), "device", there)
+    for trainer in trainers:
+        monkeypatch.setattr(trainer.model, "to", moved.append)
+        trainer._attach_cached_logps()
+    assert asked == [(there, there)]
+    assert moved == [there, torch.device("cpu")]
+
+
 def test_an_adapter_does_not_change_the_key(npo):
     npo()._attach_cached_logps()
     npo(peft_config=lora())._attach_cached_logps()

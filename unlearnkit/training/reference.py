@@ -21,6 +21,7 @@ from unlearnkit.data.collate import TokenBatch, pad_rows
 from unlearnkit.data.formats import TokenRow
 from unlearnkit.errors import RecipeError
 from unlearnkit.files import atomic_path, fingerprint
+from unlearnkit.models.load import gathered
 from unlearnkit.training import logprobs
 from unlearnkit.training.objective import Needs, fuse
 
@@ -169,18 +170,34 @@ def score_rows(
     return out
 
 
+@contextlib.contextmanager
+def _ready_to_score(model: Any, accelerator: Any) -> Iterator[None]:
+    """Before training: the model is whole on this process's device, in its precision; then back where it was.
+
+    FSDP and DeepSpeed move and split a model only when training begins.
+    """
+    parameters = list(model.parameters())
+    with gathered(parameters), accelerator.autocast():
+        places = {p.device for p in parameters}
+        # Several devices: a model that was dispatched over them stays so.
+        before = places.pop() if len(places) == 1 else accelerator.device
+        if before != accelerator.device:
+            model.to(accelerator.device)
+        try:
+            yield
+        finally:
+            if before != accelerator.device:
+                model.to(before)
+
+
 def cached_scores(
     model: Any,
     rows: Sequence[TokenRow],
     *,
     data_fingerprint: str,
     model_fingerprint: str,
-    precision: str,
-    device: torch.device | str,
     pad_id: int,
-    autocast: contextlib.AbstractContextManager[Any] | None = None,
-    process_index: int = 0,
-    num_processes: int = 1,
+    accelerator: Any,
 ) -> list[Tensor]:
     """Reference log-probs of `rows` from the disk, or computed (shared between the processes) and put there.
 
@@ -190,7 +207,8 @@ def cached_scores(
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    key = fingerprint(_CACHE_FORMAT, data_fingerprint, model_fingerprint, precision)
+    process_index, num_processes = accelerator.process_index, accelerator.num_processes
+    key = fingerprint(_CACHE_FORMAT, data_fingerprint, model_fingerprint, accelerator.mixed_precision)
     path = cache_folder() / "reference" / f"{key}.safetensors"
     lengths = [len(r["input_ids"]) for r in rows]
     flat: Tensor | None = None
@@ -202,8 +220,8 @@ def cached_scores(
         known = all(_gathered(known, num_processes))
     if not known:
         mine = list(range(process_index, len(rows), num_processes))
-        with autocast if autocast is not None else contextlib.nullcontext():
-            scores = score_rows(model, [rows[i] for i in mine], device=device, pad_id=pad_id)
+        with _ready_to_score(model, accelerator):
+            scores = score_rows(model, [rows[i] for i in mine], device=accelerator.device, pad_id=pad_id)
         pairs = list(zip(mine, scores, strict=True))
         if num_processes > 1:
             pairs = [pair for part in _gathered(pairs, num_processes) for pair in part]

@@ -289,10 +289,8 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             with self.model.disable_adapter() if self._has_fresh_adapter else contextlib.nullcontext():
                 scores = reference.cached_scores(
                     self.model, data.rows, data_fingerprint=data.fingerprint,
-                    model_fingerprint=self.target_fingerprint, precision=self.accelerator.mixed_precision,
-                    device=self.args.device, pad_id=pad_id(self.processing_class),
-                    autocast=self.accelerator.autocast(), process_index=self.accelerator.process_index,
-                    num_processes=self.accelerator.num_processes,
+                    model_fingerprint=self.target_fingerprint, pad_id=pad_id(self.processing_class),
+                    accelerator=self.accelerator,
                 )  # fmt: skip
             for row, values in zip(data.rows, scores, strict=True):
                 row["reference_logps"] = values  # type: ignore[typeddict-unknown-key]
