@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,6 +166,21 @@ def test_a_full_disk_under_another_error(run: Run, monkeypatch: pytest.MonkeyPat
     code, _, err = run("ls")
     assert code == 2
     assert err.startswith("error: the disk is full; free some space")
+
+
+@pytest.mark.parametrize(("free", "expected"), [(0, 2), (1 << 40, 1)])
+def test_a_full_disk_that_torch_does_not_name(
+    run: Run, monkeypatch: pytest.MonkeyPatch, free: int, expected: int
+) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:743] . unexpected pos 704 vs 598")
+
+    usage = SimpleNamespace(total=1 << 40, used=0, free=free)
+    monkeypatch.setattr("unlearnkit.listing.listing", fail)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    code, _, err = run("ls")
+    assert code == expected
+    assert err.startswith("error: the disk is full; free some space") == (expected == 2)
 
 
 def test_one_process_of_several_speaks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

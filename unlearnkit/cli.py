@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -273,24 +273,12 @@ def _other_error(error: Exception, debug: bool) -> NoReturn:
         sys.exit(getattr(error, "exit_code", 2))
     if debug:
         raise error
-    if _no_space(error):
+    from unlearnkit.files import no_space
+    from unlearnkit.run import runs_folder
+
+    if no_space(error, runs_folder()):
         _fail(
             "the disk is full; free some space and run the same command again: it goes on where it stopped", 2
         )
     report = "a fault of ours: please report it with the output of --debug"
     _fail(f"{type(error).__name__}: {error} ({report})", 1)
-
-
-def _no_space(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error, however a library has wrapped it."""
-    import errno
-
-    seen: list[Any] = []
-    while error is not None and error not in seen:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(
-            error
-        ):
-            return True
-        seen.append(error)
-        error = error.__cause__ or error.__context__
-    return False

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +85,28 @@ def fingerprint(*parts: Any) -> str:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
+
+
+#: Bytes; what did not fit leaves less than that of a disk.
+_LITTLE = 1 << 26
+
+
+def no_space(error: BaseException | None, folder: Path) -> bool:
+    """Whether a full disk is behind an error, however a library has wrapped it.
+
+    Args:
+        folder: on the disk that was written to; it need not exist yet.
+    """
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        text = str(error)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
+            return True
+        # torch.save says only that it wrote less than it meant to.
+        if "inline_container" in text or "PytorchStreamWriter failed" in text:
+            there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+            if shutil.disk_usage(there).free < _LITTLE:
+                return True
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return False
