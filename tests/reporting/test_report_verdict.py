@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from unlearnkit.reporting import load_run, write_report
-from unlearnkit.reporting.verdict import verdict_of
+from unlearnkit.reporting.verdict import judge, verdict_of
 
 
 def verdict(run: Path) -> Any:
@@ -58,6 +59,20 @@ def test_collapsed(make: Any, shapes: Any, tmp_path: Path, text: str) -> None:
     found = verdict(make(tmp_path, unlearned=replace(shapes["unlearned"], forgotten_text=text)))
     assert (found.code, found.tone) == ("collapsed", "bad")
     assert "broken" in found.headline
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "collapsed"),
+    [
+        (0.0, 0.6, True), (0.3, 0.9, True), (0.45, 0.71, True), (math.nan, 0.6, True),
+        (0.45, 0.65, False), (0.8, 1.0, False), (0.0, 0.5, False), (0.0, math.nan, False),
+    ],
+)  # fmt: skip
+def test_a_target_that_babbles_itself(
+    complete_run: Path, before: float, after: float, collapsed: bool
+) -> None:
+    found = judge(load_run(complete_run), {"target": before, "unlearned": after})
+    assert (found.code == "collapsed") == collapsed
 
 
 def test_a_target_that_never_learned_makes_it_inconclusive(make: Any, shapes: Any, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ KEPT_LIMIT = 0.9
 """The share of the target model's utility that counts as kept."""
 BROKEN_LIMIT = 0.5
 """From this share of empty or repeating answers on, a model counts as collapsed."""
+BROKEN_RISE = 0.25
+"""By more than this the share must have grown, so that a target that babbles a little hides nothing."""
 OVER_FORGOTTEN_RATIO = 0.25
 """Below this multiple of the retain model's forget probability, answers were pushed away, not unlearned."""
 SMALL_N = 100
@@ -77,7 +79,7 @@ def _judge(run: RunView, broken: dict[str, float]) -> Verdict:
 
 def _collapsed(broken: dict[str, float]) -> bool:
     after, before = broken.get("unlearned", math.nan), broken.get("target", math.nan)
-    return after > BROKEN_LIMIT and not before > BROKEN_LIMIT / 2
+    return after > BROKEN_LIMIT and not after <= before + BROKEN_RISE  # NaN: no target to compare with
 
 
 def _nothing_unlearned(run: RunView) -> Verdict:
