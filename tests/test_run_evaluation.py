@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from helpers_runs import NPO
 from helpers_training import _freeze
 
 from unlearnkit import commands
+from unlearnkit.errors import RecordsError
+from unlearnkit.models import load
 
 Runs = Callable[..., Path]
 #: Answers with paraphrases and wrong answers, so that forget quality is measured.
@@ -61,3 +64,58 @@ def test_the_reference_may_be_the_folder_of_an_evaluation(make: Runs, target: Pa
     assert found[0]["metrics"] == found[1]["metrics"]
     assert found[1]["reference"]["fingerprint"] == taken["fingerprint"]["model"]
     assert (by_folder / "report.html").exists()
+
+
+def test_a_reference_with_other_data_is_refused_before_training(make: Runs, target: Path) -> None:
+    retain = make("a", FORGET, f"evaluation.reference={target}") / "eval" / "forget@retain"
+    with pytest.raises(
+        RecordsError, match=r"other examples or answers in 'forget'.*\(2 example\(s\) differ\)"
+    ):
+        make("b", FORGET.replace("limit: 6", "limit: 4", 1), f"evaluation.reference={retain}")
+    assert not (retain.parents[2] / "b").exists()
+
+
+def test_a_reference_with_another_template_is_noted(make: Runs, target: Path) -> None:
+    retain = make("a", FORGET, f"evaluation.reference={target}") / "eval" / "forget@retain"
+    other = make("b", FORGET, f"evaluation.reference={retain}", "data.template.answer_start='A: '")
+    notes = [
+        summary(f)["metrics"]["forget_quality"]["note"]
+        for f in (retain.with_name("forget"), other / "eval/forget")
+    ]
+    assert notes == ["", "the reference was evaluated with a template of its own"]
+
+
+def test_what_the_answers_cost_stays(make: Runs) -> None:
+    folder = make("a")
+    cost = summary(folder / "eval" / "forget")["cost"]
+    assert cost["scored_pairs"] > 0
+    assert make("a") == folder
+    assert summary(folder / "eval" / "forget")["cost"] == cost
+
+
+def test_the_target_is_loaded_as_it_was_trained(
+    make: Runs, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its dtype, attention, revision and tokenizer; for the unlearned adapter too, but its own tokenizer."""
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    for path in target.glob("tokenizer*"):
+        shutil.copy(path, tokenizer)
+    loaded, tokenizers = [], []
+    model, words = load.load_model, load.load_tokenizer
+    monkeypatch.setattr(load, "load_model", lambda path, **o: loaded.append((path, o)) or model(path, **o))
+    monkeypatch.setattr(
+        load, "load_tokenizer", lambda path, **o: tokenizers.append((path, o)) or words(path, **o)
+    )
+    settings = {"dtype": "bfloat16", "attn_implementation": "eager", "revision": "main"}
+    folder = make(
+        "a", *(f"model.{key}={value}" for key, value in settings.items()), f"model.tokenizer={tokenizer}"
+    )
+    bases = [options for path, options in loaded if path == str(target)]
+    assert bases == [settings] * 3, "for training, as the target, and under the adapter"
+    assert (str(folder / "model"), settings) in loaded
+    assert tokenizers.count((str(tokenizer), {"revision": "main"})) == 2
+    target_name = summary(folder / "eval" / "forget@target")["fingerprint"]["model"]
+    assert target_name == json.loads((folder / "manifest.json").read_text())["model"]["fingerprint"]
+    adapter = json.loads((folder / "model" / "adapter_config.json").read_text())
+    assert adapter["revision"] == "main", "so that it finds the same base model without the recipe"

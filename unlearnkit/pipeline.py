@@ -119,8 +119,10 @@ class Pipeline:
             return None
         from peft import LoraConfig
 
-        defaults = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
-        return LoraConfig(**{**defaults, **self.recipe.model.lora})
+        spec = self.recipe.model
+        # The adapter remembers which revision of its base model it belongs to.
+        defaults = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", "revision": spec.revision}
+        return LoraConfig(**{**defaults, **(spec.lora or {})})
 
     def _checkpoint(self) -> str | None:
         from unlearnkit.training.callbacks import last_complete_checkpoint, remove_incomplete_checkpoints

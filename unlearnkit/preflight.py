@@ -147,29 +147,32 @@ def check_evaluation(recipe: Recipe, note: Note | None = None) -> None:
     suite, reference = suite_of(recipe), recipe.evaluation.reference
     if suite is None:
         return
+    rows = None
     try:
-        load_datasets(suite)
+        rows = load_datasets(suite)
     except UnreachableError as error:
         if note is None:
             raise
         note(str(error))
     try:
         if reference is not None:
-            _check_reference(evaluation_or_model(str(resolve_path(reference))))
+            _check_reference(evaluation_or_model(str(resolve_path(reference))), suite, rows)
     except ModelError as error:
         if note is None or reference is None or Path(reference).exists():
             raise
         note(f"evaluation.reference: {error}")
 
 
-def _check_reference(path: str) -> None:
-    from unlearnkit.evaluation.records import RECORDS_FILE, EvalRun
+def _check_reference(path: str, suite: Suite, rows: Mapping[str, Any] | None) -> None:
+    from unlearnkit.evaluation.results import is_evaluation, read_evaluation, refuse_other_data
     from unlearnkit.models.load import load_tokenizer
 
-    if (Path(path) / RECORDS_FILE).exists():
-        EvalRun.load(path)
-    else:
+    if not is_evaluation(path):
         load_tokenizer(path)
+        return
+    found = read_evaluation(path, suite)
+    if rows is not None:
+        refuse_other_data(suite, rows, found.run)
 
 
 def evaluation_or_model(path: str) -> str:

@@ -85,17 +85,23 @@ def likelihood_questions(
         if "text" in row and row["text"] is not None:
             questions.append(_document(ANSWER_LIKELIHOOD, ANSWER, dataset, row, tokenizer, keep=1))
             continue
-        prompt, answer = prompt_and_answer(row)
-        wrong = row.get("perturbed_answer") or []
-        asked = [(ANSWER, 0, answer), (PARAPHRASED_ANSWER, 0, row.get("paraphrased_answer"))]
-        listed = [wrong] if isinstance(wrong, str) else wrong
-        asked += [(PERTURBED_ANSWER, i, text) for i, text in enumerate(listed)]
+        prompt, _ = prompt_and_answer(row)
         questions += [
             _question(ANSWER_LIKELIHOOD, dataset, row, field, index, prompt, text, tokenizer, template)
-            for field, index, text in asked
-            if field == ANSWER or text
+            for field, index, text in answers_of(row)
         ]
     return questions
+
+
+def answers_of(row: Mapping[str, Any]) -> list[tuple[str, int, Any]]:
+    """(field, index, answer) of every answer that a row has."""
+    _, answer = prompt_and_answer(row)
+    wrong = row.get("perturbed_answer") or []
+    found = [(ANSWER, 0, answer), (PARAPHRASED_ANSWER, 0, row.get("paraphrased_answer"))]
+    found += [
+        (PERTURBED_ANSWER, i, text) for i, text in enumerate([wrong] if isinstance(wrong, str) else wrong)
+    ]
+    return [(field, index, text) for field, index, text in found if field == ANSWER or text]
 
 
 def generation_questions(
@@ -121,10 +127,22 @@ def _question(
     prompt_text, answer_text = template.texts(tokenizer, prompt, answer)
     prompt_ids, answer_ids, _ = tokenize_pair(tokenizer, prompt_text, answer_text, chat=template.chat)
     shown = prompt if isinstance(prompt, str) else "\n".join(str(m["content"]) for m in prompt)
-    text = answer if isinstance(answer, str) else str(answer[-1]["content"])
     return Question(
-        probe, dataset, row["example_id"], field, index, shown, text, tuple(prompt_ids), tuple(answer_ids)
+        probe,
+        dataset,
+        row["example_id"],
+        field,
+        index,
+        shown,
+        text_of(answer),
+        tuple(prompt_ids),
+        tuple(answer_ids),
     )
+
+
+def text_of(answer: Any) -> str:
+    """An answer, or the last of its messages, as text."""
+    return answer if isinstance(answer, str) else str(answer[-1]["content"])
 
 
 def _document(

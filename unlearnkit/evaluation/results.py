@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearnkit.errors import RecordsError, UserError
 from unlearnkit.evaluation.metrics import KINDS, MetricResult
-from unlearnkit.evaluation.records import RECORDS_FILE, EvalRun
+from unlearnkit.evaluation.questions import answers_of, text_of
+from unlearnkit.evaluation.records import (
+    ANSWER,
+    ANSWER_LIKELIHOOD,
+    RECORDS_FILE,
+    SUMMARY_FILE,
+    EvalRun,
+    select,
+)
 from unlearnkit.evaluation.suite import Suite
+from unlearnkit.files import read_json
 
 
 @dataclass
 class Evaluation:
-    """An evaluated model: records, metrics and the summary that is written beside them."""
+    """An evaluated model: records, metrics and the summary that is written beside them.
+
+    `asked` counts the pairs and prompts that the model was run on; what was known already is not asked.
+    """
 
     run: EvalRun
     metrics: dict[str, MetricResult]
+    asked: int = 0
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -69,3 +83,63 @@ def read_evaluation(folder: str | Path, suite: Suite, **entries: Any) -> Evaluat
     return Evaluation(
         EvalRun(run.records, {**run.meta, "metrics": described(metrics, suite), **entries}), metrics
     )
+
+
+def save_evaluation(result: Evaluation, folder: str | Path) -> None:
+    """Write records and summary; where the same answers lie there already, what they cost stays."""
+    try:
+        old = read_json(Path(folder) / SUMMARY_FILE)
+    except UserError:
+        old = {}
+    same = isinstance(old, dict) and old.get("fingerprint") == result.summary["fingerprint"]
+    if same and not result.asked and "cost" in old:
+        result.summary["cost"] = old["cost"]
+    result.run.save(folder)
+
+
+def refuse_other_data(
+    suite: Suite, rows: Mapping[str, Sequence[Mapping[str, Any]]], reference: EvalRun
+) -> None:
+    """A comparison with a reference that answered something else would be a number without a meaning.
+
+    Raises:
+        RecordsError: another set of examples or answers, in a data set that a metric compares.
+    """
+    for name in {suite.metrics[metric].dataset or "forget" for metric in _comparing(suite)} & set(rows):
+        own = {answer for row in rows[name] for answer in _answers(row)}
+        records = select(reference, ANSWER_LIKELIHOOD, name)
+        columns = (records[key] for key in ("example_id", "field", "index", "reference_text"))
+        theirs = set(zip(*columns, strict=True))
+        documents = {row["example_id"] for row in rows[name] if row.get("text") is not None}
+        theirs = {(*a[:3], "") if a[0] in documents else a for a in theirs}
+        if own != theirs:
+            examples = len({answer[0] for answer in own ^ theirs})
+            raise RecordsError(
+                f"the reference evaluation has other examples or answers in {name!r} than this suite's data "
+                f"({examples} example(s) differ); evaluate the reference again on the same data"
+            )
+
+
+def note_differences(suite: Suite, metrics: Mapping[str, MetricResult], own: Any, reference: Any) -> None:
+    """Say in the metrics that compare two models what was not the same for both summaries."""
+    pairs = {
+        "a version of the suite": [(s.get("suite"), s.get("suite_version")) for s in (own, reference)],
+        "a template": [s.get("fingerprint", {}).get("template") for s in (own, reference)],
+    }
+    other = [what for what, (one, two) in pairs.items() if two is not None and one != two]
+    for name in _comparing(suite):
+        if other and metrics[name].measured:
+            note = f"the reference was evaluated with {' and '.join(other)} of its own"
+            metrics[name].note = "; ".join(filter(None, (metrics[name].note, note)))
+
+
+def _comparing(suite: Suite) -> list[str]:
+    """The metrics that compare with a retain model."""
+    return [name for name, spec in suite.metrics.items() if spec.kind == "forget_quality"]
+
+
+def _answers(row: Mapping[str, Any]) -> list[tuple[str, str, int, str]]:
+    name = row["example_id"]
+    if row.get("text") is not None:  # a document's id stands for its text
+        return [(name, ANSWER, 0, "")]
+    return [(name, field, index, text_of(answer)) for field, index, answer in answers_of(row)]

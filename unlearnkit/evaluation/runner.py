@@ -15,7 +15,10 @@ from unlearnkit.evaluation.results import (
     compute_metrics,
     described,
     is_evaluation,
+    note_differences,
     read_evaluation,
+    refuse_other_data,
+    save_evaluation,
 )
 from unlearnkit.evaluation.store import ResultStore
 from unlearnkit.evaluation.suite import Suite, load_suite
@@ -38,6 +41,7 @@ def evaluate(
     label: str = "",
     cache: bool = True,
     progress: bool = True,
+    load_options: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Run a suite on a model.
 
@@ -56,6 +60,7 @@ def evaluate(
         role, label: what the model is in a report ("target", "retain" or "unlearned") and what it is called.
         cache: keep results on disk by content, and reuse them.
         progress: show progress bars.
+        load_options: how a model that is given by its path is loaded: dtype, revision, attn_implementation.
 
     Raises:
         RecipeError, DataError, ModelError, RecordsError: before the model is run where that is possible.
@@ -73,6 +78,8 @@ def evaluate(
     rows = load_datasets(suite)
     if is_evaluation(reference):  # read at once, so that a broken one is refused before any model runs
         reference = read_evaluation(reference, suite)
+    if isinstance(reference, Evaluation):
+        refuse_other_data(suite, rows, reference.run)
     if tokenizer is None:
         path = str(model) if isinstance(model, str | Path) else model.config._name_or_path
         if not path:
@@ -87,7 +94,7 @@ def evaluate(
         "cache": cache, "progress": progress,
     }  # fmt: skip
     if isinstance(model, str | Path):
-        model = to_device(load_model(str(model)))
+        model = to_device(load_model(str(model), **(load_options or {})))
     name = model_fingerprint(model)
     with own_precision(model):
         records, cost = _answers(model, name, tokenizer, questions, label or role, **options)
@@ -105,13 +112,16 @@ def evaluate(
             "label": other.summary.get("label"),
             "fingerprint": other.summary.get("fingerprint", {}).get("model"),
         },
-        "metrics": described(metrics, suite),
+        "metrics": {},
         "cost": {**cost, "seconds": round(time.perf_counter() - started, 3)},
         "versions": versions(),
     }  # fmt: skip
-    result = Evaluation(EvalRun(records, meta), metrics)
+    if other is not None:
+        note_differences(suite, metrics, meta, other.summary)
+    meta["metrics"] = described(metrics, suite)
+    result = Evaluation(EvalRun(records, meta), metrics, asked=cost["scored_pairs"] + cost["generated"])
     if output is not None and _is_main():
-        result.run.save(output)
+        save_evaluation(result, output)
     return result
 
 

@@ -80,6 +80,7 @@ def load_model(
     Args:
         path: a folder or hub id; a folder with `adapter_config.json` is put on the base model that it names.
         dtype: "auto" keeps the saved one.
+        revision: of the base model where `path` is an adapter, which by default names one itself.
 
     Raises:
         ModelError: nothing there that can be loaded, or a half-written folder.
@@ -93,8 +94,9 @@ def load_model(
         if is_adapter(path):
             from peft import PeftModel
 
-            base = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
-            target = load_model(base, **options)
+            adapter = json.loads((Path(path) / "adapter_config.json").read_text())
+            base, of_base = adapter["base_model_name_or_path"], revision or adapter.get("revision")
+            target = load_model(base, revision=of_base, **options)
             with quiet_peft():
                 return PeftModel.from_pretrained(target, path).eval()
         model, info = AutoModelForCausalLM.from_pretrained(
