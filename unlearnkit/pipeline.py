@@ -176,8 +176,6 @@ class Pipeline:
         sizes: dict[bool, list[int]] = {True: [], False: []}
         for p in model.parameters():
             sizes[p.requires_grad].append(getattr(p, "ds_numel", p.numel()))  # ZeRO-3 leaves p empty
-        # The trainer counts 6 operations per token and parameter (see `floating_point_ops`).
-        tokens_seen = trainer.state.total_flos // max(1, 6 * model.num_parameters(exclude_embeddings=True))
         return {
             "status": "trained",
             "seconds": {"train": round(seconds, 2)},
@@ -200,7 +198,7 @@ class Pipeline:
                 "trainable": sum(sizes[True]),
             },
             "steps": trainer.state.global_step,
-            "tokens_seen": int(tokens_seen),
+            "tokens_seen": trainer.tokens_seen,
         }  # fmt: skip
 
     # ---- Evaluate ------------------------------------------------------------------------------------------

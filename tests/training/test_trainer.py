@@ -118,6 +118,24 @@ def test_step_metrics_leave_out_a_stream_that_was_never_there():
     assert metrics.take(lambda x: x) == {"a/x": 4.0, "b/x": 7.0}
 
 
+@pytest.mark.parametrize("settings", [
+    {"max_steps": 4}, {"train_sampling_strategy": "group_by_length"}, {"packing": "never"},
+])  # fmt: skip
+def test_tokens_seen_leaves_out_padding(build, settings):
+    """Steps of 6 out of 10 rows: an epoch's last step is short."""
+    trainer = build(**{"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, **settings})
+    assert trainer.tokens_seen == 0
+    seen, compute_loss = [], trainer.compute_loss
+
+    def counted(model, inputs, *args, **kwargs):
+        seen.append(sum(int(b["attention_mask"].sum()) for b in inputs.values()))
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = counted
+    trainer.train()
+    assert trainer.tokens_seen == sum(seen) > 0
+
+
 def test_the_order_of_a_run_does_not_depend_on_global_randomness(build):
     first = build("grad_diff")
     first.train()

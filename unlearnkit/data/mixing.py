@@ -245,6 +245,17 @@ class EpochOrder:
     def __len__(self) -> int:
         return math.ceil(len(self.mix) / self.stride) * self.stride
 
+    def tokens_seen(self, steps: int) -> int:
+        """Tokens, without padding, of all rows in the first `steps` optimizer steps, over all processes."""
+        total, now = 0, self.epoch
+        per_epoch = math.ceil(len(self) / self.global_batch_size)
+        for epoch in range(math.ceil(steps / per_epoch)):
+            self.set_epoch(epoch)
+            items = list(self)[: (steps - epoch * per_epoch) * self.global_batch_size]
+            total += sum(len(r["input_ids"]) for n in items for rows in self.mix[n].values() for r in rows)
+        self.set_epoch(now)
+        return total
+
     def __iter__(self) -> Any:
         n = len(self.mix)
         order = (

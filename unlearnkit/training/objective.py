@@ -138,11 +138,6 @@ class Step:
     def _logps(self) -> dict[str, Tensor]:
         return self._by_stream(logprobs.label_logps(self._policy.logits_NV, self._policy.targets_N))
 
-    @property
-    def zero(self) -> Tensor:
-        """0 with a gradient path to the parameters, for a term that has nothing to say about this batch."""
-        return self._policy.logits_NV.float().sum() * 0.0
-
     def logits(self, stream: str) -> Tensor:
         """The policy's logits at target positions: [N, V] in the model's dtype."""
         return self._logits[stream]

@@ -219,13 +219,9 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         return nll, None, None
 
     def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: Any = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
+        self, dataloader: Any, description: str, prediction_loss_only: bool | None = None,
+        ignore_keys: Any = None, metric_key_prefix: str = "eval",
+    ) -> Any:  # fmt: skip
         """As in transformers, but the loss is the mean over all target tokens, not a mean of batch means."""
         self._eval_sums = [0.0, 0.0]
         output = super().evaluation_loop(
@@ -243,9 +239,15 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """6 x tokens x parameters, over all streams."""
+        """6 x tokens x parameters, over all streams, with padding."""
         tokens = sum(int(b["input_ids"].numel()) for b in inputs.values())
         return 6 * tokens * int(self.model.num_parameters(exclude_embeddings=True))
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens of all rows so far, without padding: all streams and processes, also before a resume."""
+        order = self._follow_epoch.order
+        return 0 if order is None else order.tokens_seen(self.state.global_step)
 
     # ---- Optimizer and reference ---------------------------------------------------------------------------
 
@@ -255,13 +257,10 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             from unlearnkit.training.optim import build_muon
 
             self.optimizer = build_muon(
-                self.model if model is None else model,
-                lr=self.args.matrix_learning_rate,
-                adamw_lr=self.args.learning_rate,
-                weight_decay=self.args.weight_decay,
-                adamw_betas=(self.args.adam_beta1, self.args.adam_beta2),
-                adamw_eps=self.args.adam_epsilon,
-            )
+                self.model if model is None else model, lr=self.args.matrix_learning_rate,
+                adamw_lr=self.args.learning_rate, weight_decay=self.args.weight_decay,
+                adamw_betas=(self.args.adam_beta1, self.args.adam_beta2), adamw_eps=self.args.adam_epsilon,
+            )  # fmt: skip
         made: torch.optim.Optimizer = super().create_optimizer(*([] if model is None else [model]))
         return made
 
