@@ -290,3 +290,16 @@ def test_fingerprints_name_tokens_and_labels(tiny_tokenizer, chat_tokenizer, row
     assert base.num_tokens == sum(base.lengths)
     templates = [Template.for_tokenizer(tiny_tokenizer, s) for s in (None, other, TemplateSpec(system="x"))]
     assert len({t.fingerprint for t in templates}) == 3
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"date_string": "1 Jan 2020"}])
+def test_a_prompt_does_not_change_from_day_to_day(chat_tokenizer, kwargs):
+    """A template that tells the date, as Llama 3's does, tells a fixed one, or the one that is set."""
+    tokenizer = chat_tokenizer("llama")
+    tokenizer.chat_template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "Today Date: {{ date_string }}\n" + tokenizer.chat_template
+    )
+    template = Template.for_tokenizer(tokenizer, TemplateSpec(chat_template_kwargs=kwargs))
+    prompt, _ = template.texts(tokenizer, "Who is Ana?", "A writer.")
+    assert prompt.startswith(f"Today Date: {kwargs.get('date_string', '26 Jul 2024')}\n")

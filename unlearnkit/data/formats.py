@@ -7,6 +7,8 @@ and equal to `input_ids` on the answer and on one EOS. Labels are not shifted he
 
 from __future__ import annotations
 
+import datetime
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
@@ -16,6 +18,8 @@ from unlearnkit.files import fingerprint
 from unlearnkit.recipe import TemplateSpec
 
 IGNORE = -100
+#: How chat templates ask for today's date.
+_TODAY = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<form>.*?)(?P=quote)\s*\)")
 
 
 class TokenRow(TypedDict):
@@ -84,7 +88,10 @@ class Template:
         messages = _as_messages(prompt, "user")
         if self.spec.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.spec.system}, *messages]
-        options = dict(self.spec.chat_template_kwargs)
+        options = {
+            "chat_template": _with_fixed_date(tokenizer.chat_template),
+            **self.spec.chat_template_kwargs,
+        }
         before = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **options
         )
@@ -101,6 +108,18 @@ class Template:
     def fingerprint(self) -> str:
         """A name for everything in the template that can change a token."""
         return fingerprint(self.chat, vars(self.spec))
+
+
+def _with_fixed_date(template: Any) -> Any:
+    """A chat template that tells a fixed date in place of today's: the one Llama 3 tells without a clock.
+
+    Else a model would be asked something else every day. `date_string` in `chat_template_kwargs` sets another
+    one where the template reads it.
+    """
+    if not isinstance(template, str):
+        return template
+    date = datetime.date(2024, 7, 26)
+    return _TODAY.sub(lambda call: repr(date.strftime(call["form"])), template)
 
 
 def _as_messages(prompt: Any, role: str) -> list[dict[str, str]]:
