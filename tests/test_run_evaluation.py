@@ -119,3 +119,18 @@ def test_the_target_is_loaded_as_it_was_trained(
     assert target_name == json.loads((folder / "manifest.json").read_text())["model"]["fingerprint"]
     adapter = json.loads((folder / "model" / "adapter_config.json").read_text())
     assert adapter["revision"] == "main", "so that it finds the same base model without the recipe"
+
+
+def test_another_evaluation_trains_nothing_again(
+    make: Runs, target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same folder, by its settings; recipe, evaluation and report follow."""
+    folder = make(None, "training.beta=0.2", "evaluation.before=false")
+    changed = ("training.beta=0.2", f"evaluation.reference={target}", FORGET)
+    assert make(None, *changed, stages=commands.ALL) == folder
+    assert "already trained" in capsys.readouterr().out
+    assert f"reference: {target}" in (folder / "recipe.yaml").read_text()
+    assert summary(folder / "eval" / "forget")["metrics"]["forget_quality"]["value"] is not None
+    assert (folder / "eval" / "forget@target").is_dir()
+    assert (folder / "report.html").exists()
+    assert make(None, "training.beta=0.3", stages=("train",)) != folder

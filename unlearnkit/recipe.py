@@ -161,7 +161,14 @@ class Recipe:
     @property
     def fingerprint(self) -> str:
         """Equal for recipes that do the same; the name and the output folder do not count."""
-        ignored = ("name", "output")
+        return self._fingerprint("name", "output")
+
+    @property
+    def training_fingerprint(self) -> str:
+        """Equal for recipes that train the same; what is measured afterwards does not count."""
+        return self._fingerprint("name", "output", "evaluation", "needs")
+
+    def _fingerprint(self, *ignored: str) -> str:
         return fingerprint({key: value for key, value in self.to_dict().items() if key not in ignored})
 
 

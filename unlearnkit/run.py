@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -74,7 +75,11 @@ def runs_folder() -> Path:
 
 
 def run_dir(recipe: Recipe, overrides: tuple[str, ...] = (), name: str | None = None) -> RunDir:
-    """The folder of a recipe's run: named after the recipe, with a short hash where overrides change it."""
+    """The folder of a recipe's run: named after the recipe, with a short hash where overrides change it.
+
+    What is measured changes nothing that was trained, so such overrides do not count.
+    """
+    overrides = tuple(o for o in overrides if not re.match(r"(evaluation|needs)[.=]", o))
     if name is None and recipe.output is not None:
         return RunDir(Path(recipe.output))
     slug = (name or recipe.name).replace("/", "-")
@@ -103,13 +108,15 @@ def resolve_path(path: str | None) -> str | None:
 def claim(run: RunDir, recipe: Recipe, inputs: dict[str, Any]) -> dict[str, Any]:
     """Start or continue a run in its folder; returns the manifest.
 
+    `recipe.yaml` follows the recipe where only its evaluation changed.
+
     Args:
         inputs: names of the data and of the target model, by content.
 
     Raises:
         UserError: the folder holds a run of another recipe, of other data or of another target model.
     """
-    identity = {"recipe": recipe.fingerprint, **inputs}
+    identity = {"recipe": recipe.training_fingerprint, **inputs}
     manifest = run.read_manifest()
     if manifest is None and run.model.exists():
         raise UserError(
@@ -120,6 +127,8 @@ def claim(run: RunDir, recipe: Recipe, inputs: dict[str, Any]) -> dict[str, Any]
         old = manifest.get("identity", {})
         changed = sorted(k for k in {*identity, *old} if identity.get(k) != old.get(k))
         if not changed:
+            if not run.recipe.exists() or run.recipe.read_text(encoding="utf-8") != recipe.to_yaml():
+                write_atomic(run.recipe, recipe.to_yaml())
             return manifest
         if run.model.exists() or any(run.checkpoints.glob("checkpoint-*")):
             what = ", ".join({"recipe": "the recipe or its settings"}.get(k, k) for k in changed)
