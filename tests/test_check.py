@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from unlearnkit.check import check_recipe
 from unlearnkit.errors import DataError, ModelError, RecipeError
-from unlearnkit.preflight import mix_of
+from unlearnkit.preflight import mix_of, training_args
 from unlearnkit.recipe import load_recipe
 
 Check = Callable[..., str]
@@ -201,6 +202,13 @@ def test_a_broken_retain_model(check: Check, tmp_path: Path) -> None:
         ("training.reference=live", RecipeError, r"training.reference is 'live'; use one of auto"),
         ("evaluation.split=forget99", RecipeError, r"there is no split 'forget99'.*did you mean 'forget"),
         ("training.retain=all", RecipeError, r"training.retain is 'all'; use one of nll, kl"),
+        (
+            "training.eval_strategy=epoch",
+            RecipeError,
+            r"eval_strategy is 'epoch'.*leave it out: `evaluation`",
+        ),
+        ("training.lr_scheduler_type=warmup_stable_decay", RecipeError, r"cannot be set up:.*decay"),
+        ("training.lr_scheduler_kwargs={nmu_cycles: 2}", RecipeError, r"cannot be set up:.*nmu_cycles"),
         ("training.reference=cached", None, ""),
     ],
 )
@@ -212,6 +220,17 @@ def test_bad_settings(check: Check, override: str, error: Any, message: str) -> 
     else:
         with pytest.raises(error, match=message):
             check("fictional/npo", override)
+
+
+def test_an_optimizer_that_is_not_installed(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run` refuses it before any work; `check` may be on another machine."""
+    overrides = ["training.optim=paged_adamw_32bit", "training.matrix_optimizer=null"]
+    check("fictional/npo", *overrides)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(RecipeError, match=r"bitsandbytes.*pip install 'unlearnkit\[quantization\]'"):
+        training_args(load_recipe("fictional/npo", overrides), str(tmp_path))
 
 
 def test_all_errors_of_a_recipe_together(tmp_path: Path) -> None:

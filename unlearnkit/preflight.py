@@ -35,15 +35,46 @@ def training_args(recipe: Recipe, output_dir: str, *, on_cpu: bool = False) -> A
     }  # fmt: skip
     if on_cpu:
         settings = {k: v for k, v in settings.items() if k not in ("tf32", "fp16")} | {"use_cpu": True}
+    source = shown_source(recipe.source)
     try:
-        return lookup.method(recipe.method).config(
+        args = lookup.method(recipe.method).config(
             output_dir=output_dir, seed=recipe.seed, disable_tqdm=True, **settings
         )
+        _try_optimizer(args, on_cpu=on_cpu)
     except UserError:
         raise
     except (ValueError, TypeError, ImportError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(f"{shown_source(recipe.source)}: training cannot be set up: {first}") from error
+        fix = "; pip install 'unlearnkit[quantization]'" if "bitsandbytes" in first else ""
+        raise RecipeError(f"{source}: training cannot be set up: {first}{fix}") from error
+    if args.eval_strategy != "no":
+        raise RecipeError(
+            f"{source}: training.eval_strategy is {args.eval_strategy.value!r}, but a recipe has no data "
+            "to evaluate on while training; leave it out: `evaluation` measures the model at the end"
+        )
+    return args
+
+
+def _try_optimizer(args: Any, *, on_cpu: bool) -> None:
+    """Make the optimizer and the schedule of one parameter: else a mistake is met after the first work.
+
+    Raises:
+        ImportError, TypeError, ValueError: a package or an option of one of them is missing.
+    """
+    import torch
+    from transformers import Trainer, get_scheduler
+
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    optimizer: Any = torch.optim.SGD(parameters)
+    # Some optimizers are made from the whole model, and some want a GPU.
+    whole = args.optim_target_modules is not None or "lomo" in args.optim
+    if not on_cpu and not whole and args.matrix_optimizer is None:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer = kind(parameters, **options)
+    get_scheduler(
+        args.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=10,
+        scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+    )  # fmt: skip
 
 
 def objective_of(recipe: Recipe, args: Any) -> Any:
