@@ -143,11 +143,15 @@ def evaluate(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for records and summary.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens in one forward pass.", min=1)] = 16384,
+    template: Annotated[
+        str | None,
+        typer.Option(help="How prompts are written, such as '{kind: plain}' (default: as the run does)."),
+    ] = None,
 ) -> None:
     """Evaluate a model with a suite and print its metrics."""
     from unlearnkit.commands import evaluate_model
 
-    evaluate_model(model, suite, split, reference, data or [], output, batch_tokens)
+    evaluate_model(model, suite, split, reference, data or [], output, batch_tokens, template)
 
 
 @app.command()

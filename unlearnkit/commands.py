@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearnkit.errors import UserError
-from unlearnkit.recipe import Recipe, load_recipe
+from unlearnkit.files import fingerprint, read_json
+from unlearnkit.recipe import Recipe, TemplateSpec, load_recipe
 from unlearnkit.run import RunDir, run_dir, runs_folder
 
 console = Console(soft_wrap=True, highlight=False)
@@ -79,10 +80,11 @@ def run_one(recipe: Recipe, run: RunDir, stages: Sequence[str] = ALL, *, progres
 
 def evaluate_model(
     model: str, suite: str, split: str | None, reference: str | None, data: Sequence[str],
-    output: Path | None, batch_tokens: int,
+    output: Path | None, batch_tokens: int, template: str | None = None,
 ) -> None:  # fmt: skip
-    """Evaluate any model and print its metrics."""
+    """Evaluate any model and print its metrics; `template` is YAML, by default that of the model's run."""
     quiet()
+    from unlearnkit.evaluation.results import save_evaluation
     from unlearnkit.evaluation.runner import evaluate
     from unlearnkit.preflight import evaluation_or_model
     from unlearnkit.run import resolve_path
@@ -101,13 +103,60 @@ def evaluate_model(
     path = evaluation_or_model(str(resolve_path(model)))
     other = None if reference is None else evaluation_or_model(str(resolve_path(reference)))
     label = _label(model)
-    folder = output or Path("evaluations") / f"{label}-{Path(suite).stem}"
+    spec = _template(path, template)
     found = evaluate(
-        path, suite=suite, data=overrides, reference=other, output=folder, batch_tokens=batch_tokens,
-        label=label,
+        path, suite=suite, data=overrides, reference=other, batch_tokens=batch_tokens, label=label,
+        template=spec,
     )  # fmt: skip
     print_metrics({label: found.metrics})
-    say(f"Records: {folder}")
+    if os.environ.get("RANK", "0") == "0":
+        asked = (str(Path(path).resolve()) if Path(path).exists() else path, suite, overrides, vars(spec))
+        parts = (label, Path(suite).stem, found.summary["split"], fingerprint(asked)[:6])
+        folder = _kept(
+            output, Path("evaluations") / "-".join(filter(None, parts)), found.summary["fingerprint"]
+        )
+        save_evaluation(found, folder)
+        say(f"Records: {folder}")
+
+
+def _template(model: str, text: str | None) -> TemplateSpec:
+    """How the model is asked: as given, else as in the run whose model it is, else by its tokenizer."""
+    from unlearnkit.strict import Reader
+    from unlearnkit.yamlfile import parse_yaml, read_document
+
+    folder = Path(model).resolve()
+    recipe = RunDir(folder.parent).recipe
+    if text is not None:
+        document = parse_yaml(text, "--template", numbered=False)
+        value = document.values[""]
+    elif folder.is_dir() and folder == RunDir(folder.parent).model and recipe.is_file():
+        document = read_document(recipe)
+        value = (document.values.get("data") or {}).get("template") or {}
+    else:
+        return TemplateSpec()
+    document.raise_problems()
+    spec = Reader(document).section(TemplateSpec, value, ("template",))
+    document.raise_problems()
+    assert spec is not None
+    return spec
+
+
+def _kept(output: Path | None, own: Path, found: dict[str, str]) -> Path:
+    """The folder for an evaluation, so that no other one is overwritten.
+
+    Raises:
+        UserError: the folder that was asked for holds another evaluation.
+    """
+    folder = output or own
+    summary = folder / "summary.json"
+    if not summary.exists() or read_json(summary).get("fingerprint") == found:
+        return folder
+    if output is not None:
+        raise UserError(
+            f"{output} holds the evaluation of another model, other data or another template; choose another "
+            "--output, or remove it (the answers are kept: nothing is computed again)"
+        )
+    return own.with_name(f"{own.name}-{fingerprint(found)[:6]}")
 
 
 def _label(model: str) -> str:
