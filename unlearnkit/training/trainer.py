@@ -36,6 +36,7 @@ from unlearnkit.training.objective import (
     reference_streams,
 )
 from unlearnkit.training.packing import packs
+from unlearnkit.training.precision import KeepLogitsNarrow
 from unlearnkit.training.prepare import (
     chosen_streams,
     frozen_copy,
@@ -116,8 +117,10 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             processing_class=processing_class, **others,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True
-        for callback in (self._follow_epoch, CompleteCheckpoints(), RefuseZeroGradients(self.accelerator)):
+        for callback in (self._follow_epoch, CompleteCheckpoints()):
             self.add_callback(callback)
+        for watch in (RefuseZeroGradients, KeepLogitsNarrow):
+            self.add_callback(watch(self.accelerator))
         self._reference: reference.Reference | None = self._live_reference()
         self._step_metrics = StepMetrics(tuple(self.tokenized))
         self._eval_sums = [0.0, 0.0]
