@@ -206,11 +206,7 @@ def test_a_complete_run_is_used_again(
     make("npo", "a", stages=stages)
     assert "already trained" in capsys.readouterr().out
     after = files(folder)
-    assert {n for n in before if before[n] != after[n]} <= {
-        "eval/forget/summary.json", "eval/forget@target/summary.json",
-    }  # fmt: skip
-    metrics = [json.loads(f["eval/forget/summary.json"])["metrics"] for f in (before, after)]
-    assert metrics[0] == metrics[1]
+    assert {n for n in before if before[n] != after[n]} == set()
 
 
 def test_what_changed_is_named(make: Runs, tmp_path: Path) -> None:

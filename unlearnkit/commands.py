@@ -167,7 +167,7 @@ def _label(model: str) -> str:
 
 
 def print_metrics(found: dict[str, Any], labels: dict[str, str] | None = None) -> None:
-    """A table of metrics, a column per model; what could not be measured is named below."""
+    """A table of metrics, a column per model; what there is to say about a number stands below."""
     if os.environ.get("RANK", "0") != "0":
         return
     roles: tuple[str, ...] = ("target", "unlearned", "retain")
@@ -183,7 +183,7 @@ def print_metrics(found: dict[str, Any], labels: dict[str, str] | None = None) -
     console.print(table)
     main = found.get("unlearned", next(iter(found.values())))
     for name, metric in main.items():
-        if not metric.measured and metric.note:
+        if metric.note:
             console.print(f"{name}: {metric.note}", markup=False)
 
 

@@ -292,14 +292,17 @@ def test_fingerprints_name_tokens_and_labels(tiny_tokenizer, chat_tokenizer, row
     assert len({t.fingerprint for t in templates}) == 3
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("kwargs", [{}, {"date_string": "1 Jan 2020"}])
-def test_a_prompt_does_not_change_from_day_to_day(chat_tokenizer, kwargs):
+def test_a_prompt_does_not_change_from_day_to_day(chat_tokenizer, kwargs, several):
     """A template that tells the date, as Llama 3's does, tells a fixed one, or the one that is set."""
     tokenizer = chat_tokenizer("llama")
     tokenizer.chat_template = (
         "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
         "Today Date: {{ date_string }}\n" + tokenizer.chat_template
     )
+    if several:
+        tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "no dates"}
     template = Template.for_tokenizer(tokenizer, TemplateSpec(chat_template_kwargs=kwargs))
     prompt, _ = template.texts(tokenizer, "Who is Ana?", "A writer.")
     assert prompt.startswith(f"Today Date: {kwargs.get('date_string', '26 Jul 2024')}\n")

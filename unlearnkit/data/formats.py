@@ -88,10 +88,8 @@ class Template:
         messages = _as_messages(prompt, "user")
         if self.spec.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.spec.system}, *messages]
-        options = {
-            "chat_template": _with_fixed_date(tokenizer.chat_template),
-            **self.spec.chat_template_kwargs,
-        }
+        options = dict(self.spec.chat_template_kwargs)
+        options["chat_template"] = _with_fixed_date(tokenizer.get_chat_template(options.get("chat_template")))
         before = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **options
         )
@@ -110,14 +108,12 @@ class Template:
         return fingerprint(self.chat, vars(self.spec))
 
 
-def _with_fixed_date(template: Any) -> Any:
+def _with_fixed_date(template: str) -> str:
     """A chat template that tells a fixed date in place of today's: the one Llama 3 tells without a clock.
 
     Else a model would be asked something else every day. `date_string` in `chat_template_kwargs` sets another
     one where the template reads it.
     """
-    if not isinstance(template, str):
-        return template
     date = datetime.date(2024, 7, 26)
     return _TODAY.sub(lambda call: repr(date.strftime(call["form"])), template)
 
