@@ -290,3 +290,22 @@ def test_another_process_draws_the_same():
     code = "from unlearnkit.data.mixing import permutation; print(permutation(9, 5, 'a', 2).tolist())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert other.strip() == str(permutation(9, 5, "a", 2).tolist())
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_tokens_seen_do_not_depend_on_the_split(epoch):
+    """Also in the middle of an epoch, after its short last step, and whatever epoch the order is at."""
+    mix = mixture(forget=11, retain=30)
+    splits = [(8, 1, 1), (4, 2, 2), (2, 4, 2), (1, 8, 1)]
+    orders = [
+        EpochOrder(mix, micro_batch_size=m, num_micro_batches=b, num_processes=p, seed=3)
+        for m, b, p in splits
+    ]
+    for one in orders:
+        one.set_epoch(epoch)
+    for steps in (0, 1, 2, 3, 6):
+        assert len({one.tokens_seen(steps) for one in orders}) == 1
+    whole = sum(len(r["input_ids"]) for n in range(22) for rows in mix[n].values() for r in rows)
+    assert orders[0].tokens_seen(4) == whole
+    assert orders[0].tokens_seen(0) == 0 < orders[0].tokens_seen(3) < whole
+    assert all(one.epoch == epoch for one in orders)
