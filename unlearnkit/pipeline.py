@@ -248,7 +248,8 @@ class Pipeline:
         loading: dict[str, Any] = {}
         if role != "retain":  # as it was loaded to be trained; an adapter's base model as well
             loading["load_options"] = {
-                "dtype": spec.dtype, "attn_implementation": spec.attn_implementation, "revision": spec.revision,
+                "dtype": spec.dtype, "revision": spec.revision,
+                "attn_implementation": spec.attn_implementation,
             }  # fmt: skip
         if role == "target":
             loading["tokenizer"] = load_tokenizer(spec.tokenizer or model, revision=spec.revision)
