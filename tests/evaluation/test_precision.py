@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import MethodType
 
 import pandas as pd
 import pytest
@@ -45,6 +46,16 @@ def test_autocast_around_an_evaluation(tiny_model, tiny_tokenizer, data):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         around = evaluate(tiny_model(), tiny_tokenizer, **options)
     pd.testing.assert_frame_equal(plain.run.records, around.run.records)
+
+
+def test_a_model_in_the_midst_of_its_training(tiny_model):
+    """Then autocast may be the only wrapper."""
+    model = tiny_model()
+    forward = type(model).forward
+    model.forward = MethodType(torch.autocast("cpu", dtype=torch.bfloat16)(forward), model)
+    with own_precision(model):
+        assert model.forward.__func__ is forward
+    assert model.forward.__func__ is not forward
 
 
 def test_a_model_that_is_not_wrapped_is_left_alone(tiny_model):

@@ -20,9 +20,15 @@ def own_precision(model: Any) -> Iterator[None]:
     from accelerate.utils.operations import ConvertOutputsToFp32
 
     wrapped = forward = vars(model).get("forward")
-    # A pair of wrappers for each time that the model was prepared: to float32, around autocast.
-    while isinstance(layer := getattr(forward, "__wrapped__", None), ConvertOutputsToFp32):
-        forward = layer.model_forward.__wrapped__
+    # Each time that the model is prepared adds two wrappers, to float32 around autocast; while it is trained,
+    # autocast may stand alone. torch marks its wrapper for the JIT compiler.
+    while (inner := getattr(forward, "__wrapped__", None)) is not None:
+        if isinstance(inner, ConvertOutputsToFp32):
+            forward = inner.model_forward
+        elif hasattr(forward, "__script_unsupported"):
+            forward = inner
+        else:
+            break
     if forward is not wrapped:
         model.forward = forward if ismethod(forward) else MethodType(forward, model)
     try:
