@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unlearnkit import lookup, shipped
@@ -456,6 +456,7 @@ yaml_values = st.recursive(
 )
 
 
+@example({"\x85": "a\u2028b"})
 @settings(max_examples=40, deadline=None)
 @given(yaml_values)
 def test_what_is_dumped_is_read_back_by_us_and_by_yaml_1_1(value: Any) -> None:

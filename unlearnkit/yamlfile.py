@@ -47,8 +47,9 @@ for _tag, _pattern, _first in _SCALARS:
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    """Text with line breaks as "a\\nb" on one line, other text as YAML likes it."""
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+    """Text with line breaks (Unicode's too) as "a\\nb" on one line, other text as YAML likes it."""
+    breaks = any(c in text for c in "\n\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
 
 
 _Dumper.add_representer(str, _text)
