@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from unlearnkit import __version__
 from unlearnkit.reporting.glossary import glossary
-from unlearnkit.reporting.html import QUALITY_CAPTION, ROUGE_CAPTION, ROUGE_LEAD, plane_plot, static
+from unlearnkit.reporting.html import QUALITY_LEAD, plane_plot, static
 from unlearnkit.reporting.numbers import MISSING, number, p_value, seconds
 from unlearnkit.reporting.page import SUMMARY_FORMAT, summary
 from unlearnkit.reporting.seeds import seed_groups
@@ -81,14 +81,14 @@ def _seed_rows(runs: list[RunView]) -> list[dict[str, Any]]:
 
 def compare_html(runs: list[RunView], content: dict[str, Any]) -> str:
     """The comparison as one self-contained page."""
-    plane, by_quality = plane_plot(runs)
+    plane = plane_plot(runs)
     return render(
         "compare.html.j2",
         **content,
         css=static("style.css.j2"),
-        plane=Markup(plane),
-        plane_lead=LEAD if by_quality else f"{LEAD} {ROUGE_LEAD}",
-        plane_caption=QUALITY_CAPTION if by_quality else ROUGE_CAPTION,
+        plane=Markup(plane.svg),
+        plane_lead=LEAD if plane.lead == QUALITY_LEAD else f"{LEAD} {plane.lead}",
+        plane_caption=plane.caption,
     )
 
 

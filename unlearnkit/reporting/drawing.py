@@ -66,6 +66,11 @@ def figure(width: float = 6.3, height: float = 4.1) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def short(text: str, length: int = 34) -> str:
+    """The text, cut to `length` characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 def label_points(axes: Axes, points: Sequence[tuple[str, float, float]], size: float = 10) -> None:
     """Write each text beside its (x, y), where it covers no point and no other text if there is such a place.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from unlearnkit.reporting import plots
+from unlearnkit.reporting import planes, plots
 from unlearnkit.reporting.answers import truth_ratio_samples
 from unlearnkit.reporting.tables import PARTS
 from unlearnkit.reporting.templating import json_for_script, render
@@ -21,6 +22,10 @@ QUALITY_CAPTION = (
     "Up: harder to tell apart from a model that never saw the examples. Right: more is kept. Lines show 95 % "
     "intervals. The retain model has p = 1 by definition."
 )
+NO_UTILITY_LEAD = (
+    "Model utility was not measured, so answer overlap on the retain set takes its place; forgetting is good "
+    "when the curves of the unlearned model and of the retain model agree."
+)
 ROUGE_LEAD = (
     "Forget quality was not measured; this is weaker evidence: how much of the answers is repeated "
     "word for word."
@@ -28,9 +33,18 @@ ROUGE_LEAD = (
 ROUGE_CAPTION = "Down: repeats fewer of the forgotten answers. Right: repeats more of the answers to keep."
 
 
+@dataclass(frozen=True)
+class Plane:
+    """The plot of forgetting against keeping; `lead` says what was measured, and what was not."""
+
+    svg: str
+    lead: str
+    caption: str
+
+
 def run_html(run: RunView, content: dict[str, Any]) -> str:
     """The report of one run; `content` is what `page.page` gathered."""
-    plane, by_quality = plane_plot([run])
+    plane = plane_plot([run])
     samples, note = truth_ratio_samples(run)
     labels = {role: view.title for role, view in run.evaluations.items()}
     quality = run.main.metrics.get("forget_quality")
@@ -44,9 +58,9 @@ def run_html(run: RunView, content: dict[str, Any]) -> str:
         **content,
         css=static("style.css.j2"),
         js=static("table.js.j2"),
-        plane=Markup(plane),
-        plane_lead=QUALITY_LEAD if by_quality else ROUGE_LEAD,
-        plane_caption=QUALITY_CAPTION if by_quality else ROUGE_CAPTION,
+        plane=Markup(plane.svg),
+        plane_lead=plane.lead,
+        plane_caption=plane.caption,
         truth_plot=Markup(truth),
         truth_caption=_truth_caption(roles, note),
         parts_plot=Markup(bars),
@@ -76,17 +90,22 @@ def _truth_caption(roles: list[str], note: str) -> str:
     return f"{text} {note}".strip()
 
 
-def plane_plot(runs: list[RunView]) -> tuple[str, bool]:
-    """Forgetting against keeping for one or many runs, and whether it is drawn with forget quality.
+def plane_plot(runs: list[RunView]) -> Plane:
+    """Forgetting against keeping for one or many runs, with the best measures that there are.
 
-    Without forget quality or utility of any run ROUGE-L takes their place; empty where that is missing too.
+    Forget quality against model utility, else against ROUGE-L on the retain set; without forget quality of
+    any run ROUGE-L on both sets. No SVG where that is missing too.
     """
-    views = _distinct_views(runs)
-    points = [point for view, label in views if (point := _quality_point(view, label))]
-    if any(point.role == "unlearned" for point in points):
-        return plots.quality_against_utility(points, wide=len(runs) > 1), True
+    views, wide = _distinct_views(runs), len(runs) > 1
+    for name, title, lead in (
+        ("model_utility", "Model utility", QUALITY_LEAD),
+        ("retain_rouge", "ROUGE-L on the retain set", NO_UTILITY_LEAD),
+    ):
+        points = [point for view, label in views if (point := _quality_point(view, label, name))]
+        if any(point.role == "unlearned" for point in points):
+            return Plane(planes.quality_plane(points, title, wide), lead, QUALITY_CAPTION)
     points = [
-        plots.Point(
+        planes.Point(
             label,
             view.role,
             view.value("retain_rouge"),
@@ -97,7 +116,7 @@ def plane_plot(runs: list[RunView]) -> tuple[str, bool]:
         for view, label in views
     ]
     points = [point for point in points if not math.isnan(point.x) and not math.isnan(point.y)]
-    return (plots.rouge_plane(points, wide=len(runs) > 1), False) if points else ("", False)
+    return Plane(planes.rouge_plane(points, wide) if points else "", ROUGE_LEAD, ROUGE_CAPTION)
 
 
 def _distinct_views(runs: list[RunView]) -> list[tuple[EvalView, str]]:
@@ -113,10 +132,9 @@ def _distinct_views(runs: list[RunView]) -> list[tuple[EvalView, str]]:
     return list(found.values())
 
 
-def _quality_point(view: EvalView, label: str) -> plots.Point | None:
-    utility = view.value("model_utility")
+def _quality_point(view: EvalView, label: str, kept: str) -> planes.Point | None:
     quality = view.metrics.get("forget_quality")
-    if math.isnan(utility):
+    if math.isnan(view.value(kept)):
         return None
     if quality and quality.measured:
         value = quality.extra.get("log10_p")
@@ -127,7 +145,7 @@ def _quality_point(view: EvalView, label: str) -> plots.Point | None:
         y, low, high = 0.0, math.nan, math.nan
     else:
         return None
-    return plots.Point(label, view.role, utility, y, *_interval(view, "model_utility"), low, high)
+    return planes.Point(label, view.role, view.value(kept), y, *_interval(view, kept), low, high)
 
 
 def _interval(view: EvalView, name: str) -> tuple[float, float]:
