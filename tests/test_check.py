@@ -122,6 +122,7 @@ def test_a_stream_that_is_switched_off(check: Check) -> None:
     """`retain: none` leaves the retain stream where it is, and its share of the mix."""
     shown = check("fictional/npo", "training.retain=none")
     assert "retain (not read)" in shown
+    assert "training.retain is none: nothing holds the rest of the model in place" in shown
     assert "80 items an epoch" in shown
     mix = mix_of(load_recipe("fictional/npo", ["training.retain=none"]), ("forget",))
     assert mix.ratios == {}
@@ -196,7 +197,7 @@ def test_a_broken_retain_model(check: Check, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "error", "message"),
     [
-        ("model.path=./nowhere", ModelError, r"\./nowhere does not exist; check the path to the tokenizer"),
+        ("model.path=./nowhere", ModelError, r"the model \./nowhere does not exist; check the path"),
         ("data.template.kind=chat", ModelError, r"the tokenizer has no chat template; use plain"),
         ("training.beta=-1", RecipeError, r"training.beta must be above 0, found -1"),
         ("training.reference=live", RecipeError, r"training.reference is 'live'; use one of auto"),

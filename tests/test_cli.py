@@ -109,7 +109,8 @@ def test_help(run: Run, arguments: list[str]) -> None:
         (["train", "fictional/npo", "training.beta"], "write it as key=value"),
         (["train", "fictional/npo", "data.forgte=x"], "did you mean 'forget'?"),
         (["run", "forget", "--forget", "gone.jsonl"], "model has neither path nor create; give one"),
-        (["run", "forget", "--model", "./m", "--forget", "gone.jsonl"], "gone.jsonl does not exist"),
+        (["run", "forget", "--model", "./m", "--forget", "gone.jsonl"], "the model ./m does not exist"),
+        (["run", "forget", "--model", "m", "--forget", "gone.jsonl"], "gone.jsonl does not exist"),
     ],
 )
 def test_the_users_mistakes(run: Run, arguments: list[str], message: str) -> None:
@@ -303,6 +304,10 @@ def test_a_deletion_request_on_own_files(run: Run, model: Path) -> None:
     assert code == 0, err
     assert "forget_quality: not measured" in out
     assert "retain_probability" in out
+    assert "retain term nll" in out
+    # One training step forgets nothing, and the last lines say so and what to do.
+    assert "The model still repeats" in out
+    assert "raise training.learning_rate" in out
     with Path("mine.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerows([["Q", "A"], *([r["question"], r["answer"]] for r in FORGET)])
@@ -357,10 +362,11 @@ def test_a_deletion_request_with_nothing_to_keep(run: Run, model: Path) -> None:
         ({"forget": "a", "settings": ["data.retain.path=b"]}, ['data.forget="a"', "data.retain.path=b"]),
         ({"forget": "a", "recipe": "tofu/npo"}, ['data.forget="a"']),  # which has a retain set of its own
         ({"model": "m", "method": "npo"}, ['model.path="m"', 'method="npo"']),
+        ({"reference": "r"}, ['evaluation.reference="r"']),
     ],
 )
 def test_short_options(given: dict[str, Any], expected: list[str]) -> None:
-    nothing = dict.fromkeys(("settings", "model", "forget", "retain", "method"))
+    nothing = dict.fromkeys(("settings", "model", "forget", "retain", "method", "reference"))
     assert cli._overrides(**{"recipe": "forget", **nothing, **given}) == expected
 
 

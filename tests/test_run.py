@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -216,7 +217,7 @@ def test_what_changed_is_named(make: Runs, tmp_path: Path) -> None:
     own = ("data.root=null", f"data.train={data}")
     folder = make("sft", "a", *own)
     before = files(folder)
-    with pytest.raises(UserError, match=r"\(the recipe or its settings changed since\).*--name"):
+    with pytest.raises(UserError, match=r"\(training.learning_rate changed since\).*--name"):
         make("sft", "a", *own, "training.learning_rate=0.02")
     data.write_text("".join(json.dumps(r) + "\n" for r in rows[1:]))
     with pytest.raises(UserError, match=r"\(data.train changed since\)"):
@@ -225,6 +226,19 @@ def test_what_changed_is_named(make: Runs, tmp_path: Path) -> None:
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"holds a model but no manifest.json"):
         make("sft", "a", *own)
+
+
+def test_a_folder_serves_one_process_at_a_time(tmp_path: Path) -> None:
+    """The second is told who works there; the lock goes with the first."""
+    held = run.RunDir(tmp_path / "a")
+    with (
+        held.in_use(),
+        pytest.raises(UserError, match=f"in use by process {os.getpid()}; wait"),
+        held.in_use(),
+    ):
+        pass
+    with held.in_use():
+        pass
 
 
 def test_a_changed_target_model_is_named(make: Runs, tmp_path: Path, target: Path) -> None:

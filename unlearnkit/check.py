@@ -18,7 +18,9 @@ from unlearnkit.preflight import (
     check_evaluation,
     load_streams,
     mix_of,
+    note_retain_term,
     objective_of,
+    refuse_missing_model,
     suite_of,
     tokenizer_texts,
     training_args,
@@ -40,6 +42,8 @@ def check_recipe(name: str, overrides: Sequence[str]) -> None:
     args = training_args(recipe, tempfile.gettempdir(), on_cpu=True)
     objective = objective_of(recipe, args)
     notes: list[str] = []
+    refuse_missing_model(resolve_path(recipe.model.path) if not _is_run(recipe) else None)
+    note_retain_term(recipe, args, notes.append)
     tokenizer = _tokenizer(recipe, notes)
     facts = _Facts(recipe, args, objective, notes)
     facts.print_head()
@@ -49,6 +53,10 @@ def check_recipe(name: str, overrides: Sequence[str]) -> None:
         console.print(f"[yellow]note[/yellow]: {escape(note)}")
     with_notes = " (with the notes above)" if notes else ""
     console.print(f"[green]{escape(recipe.name)} is valid[/green]{with_notes}")
+
+
+def _is_run(recipe: Recipe) -> bool:
+    return bool(recipe.model.path and recipe.model.path.startswith("run:"))
 
 
 def _tokenizer(recipe: Recipe, notes: list[str]) -> Any:
@@ -84,6 +92,8 @@ class _Facts:
         console.print(f"[bold]{escape(recipe.name)}[/bold] ({escape(str(shown_source(recipe.source)))})")
         console.print(f"method     {recipe.method}: {lookup.summary(recipe.method)}", markup=False)
         console.print(f"model      {model}, {trained}", markup=False)
+        if recipe.method != "sft":
+            console.print(f"retain     {self.args.retain}, weight {self.args.retain_weight:g}")
         console.print(f"reference  {_REFERENCES[reference]}")
 
     def print_streams(self, tokenizer: Any) -> None:

@@ -39,6 +39,10 @@ _MODEL = Annotated[
 ]
 _FORGET = Annotated[str | None, typer.Option("--forget", help="What must go: a file, folder or hub id.")]
 _RETAIN = Annotated[str | None, typer.Option("--retain", help="What must stay: a file, folder or hub id.")]
+_REFERENCE = Annotated[
+    str | None,
+    typer.Option("--reference", help="The retain model, its run or its evaluation, for forget quality."),
+]
 _METHOD = Annotated[
     str | None, typer.Option("--method", help="The unlearning method (`unlearnkit ls methods`).")
 ]
@@ -55,7 +59,7 @@ def _options(
 
 def _overrides(
     recipe: str, settings: list[str] | None, model: str | None, forget: str | None, retain: str | None,
-    method: str | None,
+    method: str | None, reference: str | None,
 ) -> list[str]:  # fmt: skip
     """Short options as the overrides that they stand for, then the settings, which may say more about them.
 
@@ -63,7 +67,10 @@ def _overrides(
     """
     import json
 
-    short = {"model.path": model, "data.forget": forget, "data.retain": retain, "method": method}
+    short = {
+        "model.path": model, "data.forget": forget, "data.retain": retain, "method": method,
+        "evaluation.reference": reference,
+    }  # fmt: skip
     out = [f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None]
     out += settings or []
     if forget is not None and not any(o.startswith(("data.retain", "training.retain=")) for o in out):
@@ -95,12 +102,13 @@ def run(
     forget: _FORGET = None,
     retain: _RETAIN = None,
     method: _METHOD = None,
+    reference: _REFERENCE = None,
     name: _NAME = None,
     launch: _LAUNCH = None,
     processes: _PROCESSES = None,
 ) -> None:
     """Train, evaluate and report. The same command goes on where a killed run stopped."""
-    overrides = _overrides(recipe, settings, model, forget, retain, method)
+    overrides = _overrides(recipe, settings, model, forget, retain, method, reference)
     _relaunch(launch, processes, recipe, overrides)
     from unlearnkit.commands import run_recipe
 
@@ -115,12 +123,13 @@ def train(
     forget: _FORGET = None,
     retain: _RETAIN = None,
     method: _METHOD = None,
+    reference: _REFERENCE = None,
     name: _NAME = None,
     launch: _LAUNCH = None,
     processes: _PROCESSES = None,
 ) -> None:
     """Train only."""
-    overrides = _overrides(recipe, settings, model, forget, retain, method)
+    overrides = _overrides(recipe, settings, model, forget, retain, method, reference)
     _relaunch(launch, processes, recipe, overrides)
     from unlearnkit.commands import run_recipe
 
@@ -198,11 +207,12 @@ def check(
     forget: _FORGET = None,
     retain: _RETAIN = None,
     method: _METHOD = None,
+    reference: _REFERENCE = None,
 ) -> None:
     """Validate a recipe and its data without loading a model, and say what would be trained."""
     from unlearnkit.check import check_recipe
 
-    check_recipe(recipe, _overrides(recipe, settings, model, forget, retain, method))
+    check_recipe(recipe, _overrides(recipe, settings, model, forget, retain, method, reference))
 
 
 @data_app.command("export")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,15 +68,30 @@ def run_one(recipe: Recipe, run: RunDir, stages: Sequence[str] = ALL, *, progres
     pipeline = Pipeline(recipe, run, say, progress)
     if "evaluate" in stages:
         check_evaluation(recipe)
-    pipeline.train()
-    if "evaluate" in stages and (found := pipeline.evaluate()):
-        labels = {role: str(e.summary["label"]) for role, e in found.items()}
-        print_metrics({role: e.metrics for role, e in found.items()}, labels)
-    if "report" in stages and recipe.evaluation.suite is not None:
-        path = pipeline.report()
-        if path is not None:
-            say(f"Report: {path}")
+    # Of several processes the first one holds the folder for all.
+    with run.in_use() if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+        pipeline.train()
+        if "evaluate" in stages and (found := pipeline.evaluate()):
+            labels = {role: str(e.summary["label"]) for role, e in found.items()}
+            print_metrics({role: e.metrics for role, e in found.items()}, labels)
+        if "report" in stages and recipe.evaluation.suite is not None:
+            _say_verdict(recipe, pipeline.report())
+    if "report" not in stages:
+        say(f"Model: {run.model}")
     return run.root
+
+
+def _say_verdict(recipe: Recipe, report: Path | None) -> None:
+    """The report's first sentences, and what to try where nothing was forgotten."""
+    if report is None:
+        return
+    verdict = read_json(report.with_name("summary.json")).get("verdict", {})
+    code = str(verdict.get("code", ""))
+    if recipe.method != "sft" and verdict.get("text"):
+        say(f"\n{verdict['text']}")
+    if code.endswith("not_forgotten"):
+        say("To push harder, raise training.learning_rate (a few times) or training.num_train_epochs.")
+    say(f"Report: {report}")
 
 
 def evaluate_model(

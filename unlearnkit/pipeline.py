@@ -17,7 +17,9 @@ from unlearnkit.preflight import (
     evaluation_or_model,
     load_streams,
     mix_of,
+    note_retain_term,
     objective_of,
+    refuse_missing_model,
     suite_of,
     tokenizer_texts,
     training_args,
@@ -46,6 +48,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self.model_path = resolve_path(self.recipe.model.path)
+        refuse_missing_model(self.model_path)
 
     # ---- Train ---------------------------------------------------------------------------------------------
 
@@ -53,6 +56,7 @@ class Pipeline:
         """Train and save, or take what is there; returns the manifest."""
         args = training_args(self.recipe, str(self.run.checkpoints))
         read = objective_of(self.recipe, args).streams
+        note_retain_term(self.recipe, args, lambda text: self.say(f"{self.recipe.name}: {text}"))
         streams = load_streams(self.recipe, read)
         inputs: dict[str, Any] = {f"data.{name}": _content(data) for name, data in streams.items()}
         inputs["model"] = model_identity(self.model_path)
@@ -165,7 +169,9 @@ class Pipeline:
         rows = ", ".join(f"{len(t.rows)} {name}" for name, t in trainer.tokenized.items())
         trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
         reference = "" if trainer.reference_name == "none" else f", reference {trainer.reference_name}"
-        return f"{self.recipe.method} on {rows} examples, {trained:,} trainable parameters{reference}"
+        retain = trainer.args.retain
+        term = "" if self.recipe.method == "sft" else f", retain term {retain}"
+        return f"{self.recipe.method} on {rows} examples, {trained:,} trainable parameters{term}{reference}"
 
     def _facts(self, trainer: Any, before: str, seconds: float) -> dict[str, Any]:
         """The manifest's entries about a finished training."""

@@ -77,6 +77,23 @@ def _try_optimizer(args: Any, *, on_cpu: bool) -> None:
     )  # fmt: skip
 
 
+def refuse_missing_model(path: str | None) -> None:
+    """A path that can only be a local one must exist.
+
+    Raises:
+        ModelError: it does not.
+    """
+    if path is not None and path.startswith((".", "/", "~")) and not Path(path).expanduser().exists():
+        raise ModelError(f"the model {path} does not exist; check the path")
+
+
+def note_retain_term(recipe: Recipe, args: Any, note: Note) -> None:
+    """Say so when nothing holds the rest of the model in place."""
+    if "forget" in recipe.data.streams and args.retain == "none":
+        given = "the retain set is not read" if "retain" in recipe.data.streams else "no retain set was given"
+        note(f"{given} and training.retain is none: nothing holds the rest of the model in place")
+
+
 def objective_of(recipe: Recipe, args: Any) -> Any:
     """What the method minimises, without a model.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from unlearnkit.commands import run_one, say
-from unlearnkit.files import read_json
 from unlearnkit.recipe import load_recipe
 from unlearnkit.run import run_dir, runs_folder
 
@@ -26,7 +25,6 @@ def quickstart() -> None:
         say("")
     methods = folders[2:]
     written = write_report([str(f) for f in methods], runs_folder() / "quickstart")
-    say(f"{read_json(methods[0] / 'summary.json')['verdict']['text']}\n")
     say(f"Report of NPO:      {methods[0] / 'report.html'}")
     say(f"NPO and GradDiff:   {written.html}")
     seconds = time.perf_counter() - started

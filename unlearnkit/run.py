@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from unlearnkit import shipped
 from unlearnkit.errors import ModelError, UserError
@@ -54,6 +58,33 @@ class RunDir:
     def evaluation(self, suite: str, role: str = "unlearned") -> Path:
         """Records and summary of one evaluation; the unlearned model's folder has the suite's bare name."""
         return self.root / "eval" / (suite if role == "unlearned" else f"{suite}@{role}")
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold the folder while a command works in it; the system lets go when the process dies.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # not on this system
+            yield
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise UserError(
+                    f"{self.root} is in use by process {file.read().strip() or '?'}; wait until it has "
+                    "ended, or choose another folder with --name"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
 
     def read_manifest(self) -> dict[str, Any] | None:
         """The manifest, or None before the first stage is done."""
@@ -131,7 +162,8 @@ def claim(run: RunDir, recipe: Recipe, inputs: dict[str, Any]) -> dict[str, Any]
                 write_atomic(run.recipe, recipe.to_yaml())
             return manifest
         if run.model.exists() or any(run.checkpoints.glob("checkpoint-*")):
-            what = ", ".join({"recipe": "the recipe or its settings"}.get(k, k) for k in changed)
+            settings = changed_settings(run.recipe, recipe) or "the recipe or its settings"
+            what = ", ".join({"recipe": settings}.get(k, k) for k in changed)
             raise UserError(
                 f"{run.root} holds a run that was made with something else ({what} changed since); "
                 "choose another folder with --name, or remove it"
@@ -142,6 +174,27 @@ def claim(run: RunDir, recipe: Recipe, inputs: dict[str, Any]) -> dict[str, Any]
         name=recipe.name, recipe=shown_source(recipe.source), method=recipe.method, identity=identity,
         seed=recipe.seed, status="started", started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), git=git_state(),
     )  # fmt: skip
+
+
+def changed_settings(path: Path, recipe: Recipe) -> str:
+    """Where a run's recipe.yaml and a recipe differ, evaluation apart, as in "seed, training.beta"."""
+    try:
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return ""
+    before, after = _flat(old), _flat(yaml.safe_load(recipe.to_yaml()))
+    ignored = ("evaluation", "name", "output", "needs")
+    keys = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
+    return ", ".join(k for k in keys if k.split(".")[0] not in ignored)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def shown_source(source: Path | None) -> str | None:

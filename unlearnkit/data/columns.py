@@ -46,7 +46,8 @@ def canonical(
         raise DataError(
             f"{where} has the columns {', '.join(raw.column_names)}; it needs prompt and completion (or "
             "question and answer), messages, or text; name yours with "
-            "`columns: {prompt: ..., completion: ...}`"
+            "`columns: {prompt: ..., completion: ...}`, or data.forget.columns.prompt=NAME on the "
+            "command line"
         )
     extra = [c for c in EVALUATION_COLUMNS if c in table.column_names]
     own_id = ["example_id"] if "example_id" in table.column_names else []
