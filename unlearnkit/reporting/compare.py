@@ -15,7 +15,7 @@ from unlearnkit.reporting.html import QUALITY_LEAD, plane_plot, static
 from unlearnkit.reporting.numbers import MISSING, number, p_value, seconds
 from unlearnkit.reporting.page import SUMMARY_FORMAT, summary
 from unlearnkit.reporting.seeds import seed_groups
-from unlearnkit.reporting.story import NOT_SHOWN
+from unlearnkit.reporting.story import limits
 from unlearnkit.reporting.tables import Cell, cell, extra_cell
 from unlearnkit.reporting.templating import render
 from unlearnkit.reporting.verdict import verdict_of
@@ -55,7 +55,7 @@ def comparison(runs: list[RunView]) -> dict[str, Any]:
         "cautions": _cautions(runs),
         "differences": differences([run.recipe for run in runs]),
         "gaps": [f"{name}: {gap}" for name, run in zip(_names(runs), runs, strict=True) for gap in run.gaps],
-        "limits": NOT_SHOWN,
+        "limits": limits(runs),
         "glossary": glossary(name for run in runs for name in run.main.metrics),
     }
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnkit.errors import RecordsError, UserError
 from unlearnkit.files import read_json
 from unlearnkit.reporting.gaps import cautions_about, gaps_in
+from unlearnkit.reporting.kept import nothing_to_keep
 from unlearnkit.reporting.views import ROLES, EvalView, Metric, RunView
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ def _load_directory(folder: Path, suite: str | None) -> RunView:
     gaps = list(gaps_in(evaluations))
     if not log:
         gaps.append("training curves: log.jsonl has no steps")
+    recipe = _recipe(folder / "recipe.yaml")
     cautions = list(cautions_about(evaluations))
     if unreadable:
         cautions.append(
@@ -87,18 +90,21 @@ def _load_directory(folder: Path, suite: str | None) -> RunView:
     if others:
         cautions.append(f"this report shows the suite {chosen}; the run also holds {', '.join(others)}")
     ordered = {role: evaluations[role] for role in ROLES if role in evaluations}
-    return RunView(
+    run = RunView(
         folder,
         str(manifest.get("name") or folder.resolve().name),
         chosen,
         main,
         ordered,
         manifest,
-        _recipe(folder / "recipe.yaml"),
+        recipe,
         log,
         tuple(gaps),
         tuple(cautions),
     )
+    if nothing_to_keep(run):
+        run = replace(run, gaps=(*run.gaps, "what the model kept: no retain set was given"))
+    return run
 
 
 def load_evaluation(folder: Path, role: str | None = None) -> EvalView:

@@ -9,7 +9,7 @@ from typing import Any
 from unlearnkit import __version__
 from unlearnkit.reporting import answers, tables
 from unlearnkit.reporting.glossary import glossary
-from unlearnkit.reporting.story import NOT_SHOWN, story
+from unlearnkit.reporting.story import limits, story
 from unlearnkit.reporting.verdict import Verdict, verdict_of
 from unlearnkit.reporting.views import ROLES, RunView
 
@@ -41,7 +41,7 @@ def page(run: RunView) -> dict[str, Any]:
         "verdict": verdict_of(run),
         "cards": tables.cards(run),
         "story": story(run),
-        "limits": NOT_SHOWN,
+        "limits": limits([run]),
         "roles": [
             Role(role, TITLES[role], WHEN[role], run.evaluations[role].label)
             for role in ROLES

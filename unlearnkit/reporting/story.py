@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from unlearnkit.reporting.kept import RETAIN_IS_TRAINED, retain_is_trained, retain_term
 from unlearnkit.reporting.numbers import count, seconds
 from unlearnkit.reporting.tables import PARTS
 from unlearnkit.reporting.views import ROLES, EvalView, RunView
@@ -34,6 +36,11 @@ NAMES = {
 def dataset_name(name: str) -> str:
     """A data set's name for people."""
     return NAMES.get(name, name.replace("_", " "))
+
+
+def limits(runs: Sequence[RunView]) -> tuple[str, ...]:
+    """What the report of these runs does not show."""
+    return ((RETAIN_IS_TRAINED,) if any(retain_is_trained(run) for run in runs) else ()) + NOT_SHOWN
 
 
 def story(run: RunView) -> list[tuple[str, list[str]]]:
@@ -78,6 +85,7 @@ def _done(run: RunView) -> list[str]:
     steps = f", {count(last['step'])} steps" if "step" in last else ""
     epochs = f", {last['epoch']:g} passes over the forget set" if "epoch" in last else ""
     lines.append(f"Trained with {method}{steps}{epochs}.")
+    lines.extend(_keeping(run))
     if manifest.get("seed") is not None:
         lines.append(
             f"One run, seed {manifest['seed']}; how much another seed would differ was not measured."
@@ -87,6 +95,17 @@ def _done(run: RunView) -> list[str]:
         where = f" on {manifest['device']}" if manifest.get("device") else ""
         lines.append(f"It took {seconds(time)}{where}.")
     return lines
+
+
+def _keeping(run: RunView) -> list[str]:
+    term = retain_term(run)
+    if term is None:
+        return []
+    if term.name == "none":
+        return ["Without any retain term: nothing held the rest of the model in place."]
+    return [
+        f"With the retain term {term.name}, weight {term.weight:g}, to hold the rest of the model in place."
+    ]
 
 
 def _measured(run: RunView) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from unlearnkit.reporting.answers import broken_answers
 from unlearnkit.reporting.gaps import why_missing
-from unlearnkit.reporting.kept import Kept, kept_ability
+from unlearnkit.reporting.kept import Kept, kept_ability, kept_sentence
 from unlearnkit.reporting.numbers import count, number, p_value, percent
 from unlearnkit.reporting.views import EvalView, Metric, RunView
 
@@ -96,7 +96,7 @@ def _collapse(run: RunView, after: EvalView, share: float, kept: Kept | None) ->
     sentences = [
         f"{percent(share)} of its answers to the forgotten questions are empty or repeat themselves.",
         *_quality_sentences(run, after),
-        kept.sentence if kept else "What it kept could not be measured.",
+        kept_sentence(run, kept, "What it kept could not be measured."),
         "A broken model hides the old answers without being a model that never learned them; "
         "train for less long, with a smaller learning rate or a stronger retain term.",
     ]
@@ -112,7 +112,7 @@ def _collapse(run: RunView, after: EvalView, share: float, kept: Kept | None) ->
 def _with_retain_model(run: RunView, after: EvalView, kept: Kept | None) -> Verdict:
     n, quality = _examples(after), after.metrics["forget_quality"]
     details = _quality_sentences(run, after)
-    utility = kept.sentence if kept else "What it kept was not measured against another model."
+    utility = kept_sentence(run, kept, "What it kept was not measured against another model.")
     if run.target is not None and run.target.value("forget_quality") > P_LIMIT:
         return Verdict(
             "inconclusive",
@@ -220,7 +220,7 @@ def _without_retain_model(run: RunView, after: EvalView, kept: Kept | None) -> V
         f"{f' ({reason})' if reason else ''}, so nothing here shows how a model that never saw them "
         f"would answer."
     )
-    utility = kept.sentence if kept else "What it kept could not be measured."
+    utility = kept_sentence(run, kept, "What it kept could not be measured.")
     n, changes, shares = _examples(after), [], []
     for name, what in (
         ("forget_rouge", "word overlap with the old answers (ROUGE-L)"),
