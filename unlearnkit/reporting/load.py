@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,9 +91,13 @@ def _load_directory(folder: Path, suite: str | None) -> RunView:
     if others:
         cautions.append(f"this report shows the suite {chosen}; the run also holds {', '.join(others)}")
     ordered = {role: evaluations[role] for role in ROLES if role in evaluations}
+    name = _run_name(folder, manifest)
+    if main.role == "unlearned" and name != manifest.get("name") and _is_named_after(main, manifest):
+        main = replace(main, label=name)
+        ordered["unlearned"] = main
     run = RunView(
         folder,
-        str(manifest.get("name") or folder.resolve().name),
+        name,
         chosen,
         main,
         ordered,
@@ -105,6 +110,20 @@ def _load_directory(folder: Path, suite: str | None) -> RunView:
     if nothing_to_keep(run):
         run = replace(run, gaps=(*run.gaps, "what the model kept: no retain set was given"))
     return run
+
+
+def _run_name(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """The recipe's name where the folder has it too ("a/b" is written a-b), else the folder's.
+
+    Runs of one recipe are told apart by their folders.
+    """
+    own, given = folder.resolve().name, str(manifest.get("name") or "")
+    return given if given.replace("/", "-") == own else own
+
+
+def _is_named_after(view: EvalView, manifest: Mapping[str, Any]) -> bool:
+    """Whether the label of an evaluation is but the last part of the recipe's name."""
+    return view.label == str(manifest.get("name") or "").rpartition("/")[2]
 
 
 def load_evaluation(folder: Path, role: str | None = None) -> EvalView:
