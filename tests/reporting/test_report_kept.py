@@ -18,7 +18,13 @@ OWN = {"forget": 20, "retain": 20}
 KEEP = {"path": "keep.jsonl"}
 
 
-def deletion(make: Any, folder: Path, sets: dict[str, int] | None = None, **changes: Any) -> Any:
+def deletion(
+    make: Any,
+    folder: Path,
+    sets: dict[str, int] | None = None,
+    with_retain_model: bool = False,
+    **changes: Any,
+) -> Path:
     """A run of the suite `forget` on somebody's own files; `changes` replaces sections of its recipe."""
     recipe = {
         "method": "npo",
@@ -27,9 +33,10 @@ def deletion(make: Any, folder: Path, sets: dict[str, int] | None = None, **chan
         "evaluation": {"suite": "forget", "data": {}},
         **changes,
     }
-    make(folder, roles=("target",), bare=True, sets=sets or OWN, recipe=recipe)
-    for name in ("tofu", "tofu@target"):
-        (folder / "eval" / name).rename(folder / "eval" / name.replace("tofu", "forget"))
+    roles = ("target", "retain") if with_retain_model else ("target",)
+    make(folder, roles=roles, bare=not with_retain_model, sets=sets or OWN, recipe=recipe)
+    for place in list((folder / "eval").iterdir()):
+        place.rename(place.with_name(place.name.replace("tofu", "forget")))
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["data"] = {"forget": {"source": "mine.jsonl", "examples": 20}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -59,6 +66,22 @@ def test_retain_examples_that_were_trained_on_are_no_proof(
     written = write_report(folder)
     for text in (written.html.read_text(), written.markdown.read_text()):
         assert (RETAIN_IS_TRAINED in text) == trained
+
+
+@pytest.mark.parametrize(
+    ("training", "tone", "ending"),
+    [
+        ({"retain": "nll"}, "mixed", "and it kept what it was trained to keep."),
+        ({"retain": "none"}, "good", "and it kept its other abilities."),
+    ],
+)
+def test_a_good_verdict_needs_more_than_the_examples_trained_on(
+    make: Any, tmp_path: Path, training: Any, tone: str, ending: str
+) -> None:
+    folder = deletion(make, tmp_path / "run", with_retain_model=True, training=training)
+    found = verdict_of(load_run(folder))
+    assert (found.code, found.tone) == ("forgotten", tone)
+    assert found.headline.endswith(ending)
 
 
 def test_other_sets_do_show_what_was_kept(complete_run: Path) -> None:

@@ -91,13 +91,18 @@ def nothing_to_keep(run: RunView) -> bool:
     return run.is_run and not given and "retain" not in set(run.main.records["dataset"])
 
 
+def is_of_trained(run: RunView, kept: Kept) -> bool:
+    """Whether what was kept was measured on nothing but the examples of the retain term."""
+    return kept.metric.startswith("retain_") and retain_is_trained(run)
+
+
 def kept_sentence(run: RunView, kept: Kept | None, otherwise: str) -> str:
     """What the verdict says about keeping; `otherwise` where there is nothing to compare with."""
     if kept is None:
         return (
             "What it kept was not measured: no retain set was given." if nothing_to_keep(run) else otherwise
         )
-    if kept.metric.startswith("retain_") and retain_is_trained(run):
+    if is_of_trained(run, kept):
         return f"{kept.sentence} These are examples that it was trained to keep."
     return kept.sentence
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from unlearnkit.reporting.answers import broken_answers
 from unlearnkit.reporting.gaps import why_missing
-from unlearnkit.reporting.kept import Kept, kept_ability, kept_sentence
+from unlearnkit.reporting.kept import Kept, is_of_trained, kept_ability, kept_sentence
 from unlearnkit.reporting.numbers import count, number, p_value, percent
 from unlearnkit.reporting.views import EvalView, Metric, RunView
 
@@ -136,8 +136,11 @@ def _with_retain_model(run: RunView, after: EvalView, kept: Kept | None) -> Verd
                 f"forgotten examples, but it lost {much} of what it should keep.",
                 (*details, utility),
             )
-        ending = ", and it kept its other abilities." if kept else "."
-        tone = "good" if kept else "mixed"
+        ending, tone = ".", "mixed"
+        if kept is not None and is_of_trained(run, kept):
+            ending = ", and it kept what it was trained to keep."
+        elif kept is not None:
+            ending, tone = ", and it kept its other abilities.", "good"
         return Verdict(
             "forgotten",
             tone,
