@@ -117,6 +117,11 @@ def test_without_a_retain_set_the_reason_is_said(make: Any, tmp_path: Path) -> N
         data={"forget": {"path": "mine.jsonl"}},
         training={"retain": "none"},
     )
+    path = folder / "eval" / "forget" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["metrics"]["retain_rouge"] = {"value": None, "note": "not measured: no generations for 'retain'"}
+    path.write_text(json.dumps(summary))
     run = load_run(folder)
     assert "What it kept was not measured: no retain set was given." in verdict_of(run).text
-    assert any("no retain set was given" in gap for gap in run.gaps)
+    assert "what the model kept: no retain set was given" in run.gaps
+    assert not any("for 'retain'" in gap for gap in run.gaps)

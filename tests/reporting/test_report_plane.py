@@ -39,6 +39,14 @@ def test_without_forget_quality_the_plane_says_so(make: Any, tmp_path: Path) -> 
     assert plane.lead.startswith("Forget quality was not measured")
 
 
+def test_without_anything_kept_there_is_no_plane_and_that_is_said(make: Any, tmp_path: Path) -> None:
+    run = without(make(tmp_path / "run"), "model_utility", "retain_rouge")
+    plane = plane_plot([load_run(run)])
+    assert plane.svg == ""
+    assert plane.lead.startswith("What was kept was not measured")
+    assert plane.lead in write_report(run).html.read_text()
+
+
 def test_with_both_it_is_against_utility(complete_run: Path) -> None:
     plane = plane_plot([load_run(complete_run)])
     assert "Model utility  →" in plane.svg

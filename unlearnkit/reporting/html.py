@@ -26,6 +26,10 @@ NO_UTILITY_LEAD = (
     "Model utility was not measured, so answer overlap on the retain set takes its place; forgetting is good "
     "when the curves of the unlearned model and of the retain model agree."
 )
+NOTHING_KEPT_LEAD = (
+    "What was kept was not measured, so there is no plot of forgetting against keeping; forgetting is good "
+    "when the curves of the unlearned model and of the retain model agree."
+)
 ROUGE_LEAD = (
     "Forget quality was not measured; this is weaker evidence: how much of the answers is repeated "
     "word for word."
@@ -116,6 +120,8 @@ def plane_plot(runs: list[RunView]) -> Plane:
         for view, label in views
     ]
     points = [point for point in points if not math.isnan(point.x) and not math.isnan(point.y)]
+    if not points and any(not math.isnan(run.main.value("forget_quality")) for run in runs):
+        return Plane("", NOTHING_KEPT_LEAD, "")
     return Plane(planes.rouge_plane(points, wide) if points else "", ROUGE_LEAD, ROUGE_CAPTION)
 
 
