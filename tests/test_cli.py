@@ -333,7 +333,7 @@ def test_a_deletion_request_on_own_files(run: Run, model: Path) -> None:
     assert Path("runs/a/model/adapter_model.safetensors").is_file()
     code, out, _ = run("report", "runs/a", "runs/b", "--out", "both")
     assert code == 0
-    assert "runs/b" in Path("both/report.md").read_text()
+    assert "\na, b\n" in Path("both/report.md").read_text()
     before = Path("runs/a/report.md").read_text()
     Path("runs/a/report.md").unlink()
     assert run("report", "runs/a")[0] == 0
