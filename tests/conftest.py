@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,3 +108,21 @@ def chat_tokenizer(tiny_tokenizer: Any) -> Callable[..., Any]:
         return tokenizer
 
     return build
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, tiny_tokenizer: Any) -> Path:
+    """A saved tiny model with its tokenizer."""
+    folder = tmp_path_factory.mktemp("target")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tofu_folder() -> Path:
+    """The real TOFU files: $UNLEARNKIT_TOFU, else ../shared/data/tofu; without them the test is skipped."""
+    folder = Path(os.environ.get("UNLEARNKIT_TOFU") or Path(__file__).parents[2] / "shared" / "data" / "tofu")
+    if not folder.is_dir():
+        pytest.skip(f"the TOFU files are not in {folder}; set UNLEARNKIT_TOFU to their folder")
+    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from unlearnkit.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPES = shipped.available("recipes")
-TOFU = Path(os.environ.get("UNLEARNKIT_TOFU") or ROOT.parent / "shared" / "data" / "tofu")
 #: One row is enough to see that a stream is read; the real-author and world-fact sets are small anyway.
 FEW = 8
 
@@ -130,14 +128,12 @@ def test_suites(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in RECIPES if n.startswith("tofu")])
-def test_real_tofu(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_tofu(name: str, tofu_folder: Path) -> None:
     """Every split that a TOFU recipe names is in the real files, for training and for evaluation."""
-    if not TOFU.is_dir():
-        pytest.skip(f"the TOFU files are not in {TOFU}; set UNLEARNKIT_TOFU to their folder")
     from unlearnkit.evaluation.runner import load_datasets
     from unlearnkit.preflight import load_streams
 
-    recipe = load_recipe(name, [f"data.root={TOFU}"])
+    recipe = load_recipe(name, [f"data.root={tofu_folder}"])
     streams = load_streams(recipe, tuple(recipe.data.streams))
     assert all(len(rows) >= 40 for rows in streams.values())
     suite = suite_of(recipe)

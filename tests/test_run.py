@@ -25,15 +25,6 @@ from unlearnkit.training import callbacks
 Runs = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, tiny_tokenizer: Any) -> Path:
-    """A saved tiny model with its tokenizer."""
-    folder = tmp_path_factory.mktemp("target")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def make(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     """`make("sft", "folder", "training.beta=1", recipe=..., stages=...)`: a run, with its own cache."""

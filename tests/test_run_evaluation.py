@@ -24,15 +24,6 @@ FORGET = (
 )
 
 
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, tiny_tokenizer: Any) -> Path:
-    """A saved tiny model with its tokenizer."""
-    folder = tmp_path_factory.mktemp("target")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def make(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     """`make("folder", "training.beta=1")`: a run of the small NPO recipe; None for its own folder."""

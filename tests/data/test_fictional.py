@@ -93,18 +93,15 @@ def test_columns_and_order(split: str) -> None:
     assert {tuple(row) for row in rows(split)} == {tuple(COLUMNS[split])}
 
 
-def test_columns_equal_those_of_the_real_tofu() -> None:
-    folder = os.environ.get("UNLEARNKIT_TOFU")
-    if not folder or not Path(folder).is_dir():
-        pytest.skip("set UNLEARNKIT_TOFU to a folder with TOFU's JSON files")
+def test_columns_equal_those_of_the_real_tofu(tofu_folder: Path) -> None:
     compared = 0
     for split in splits():
-        path = Path(folder) / f"{split}.json"
+        path = tofu_folder / f"{split}.json"
         if path.exists():
             with path.open(encoding="utf-8") as lines:
                 assert list(json.loads(next(lines))) == list(rows(split)[0]), split
             compared += 1
-    assert compared > 0, f"{folder} holds none of TOFU's files"
+    assert compared > 0, f"{tofu_folder} holds none of TOFU's files"
 
 
 @settings(max_examples=15, deadline=None)
