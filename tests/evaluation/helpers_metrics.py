@@ -29,8 +29,10 @@ def answer(
     dataset: str = "forget",
     field: str = "answer",
     index: int = 0,
+    hits: Sequence[bool] | None = None,
+    eos: bool | None = None,
 ) -> dict[str, Any]:
-    """One likelihood record whose tokens have these log-probs."""
+    """One likelihood record whose tokens have these log-probs; the last is an EOS unless `eos` is False."""
     n = len(logps)
     return {
         "probe": "answer_likelihood",
@@ -40,10 +42,10 @@ def answer(
         "index": index,
         "num_tokens": n,
         "logps": list(logps),
-        "hits": [True] * n,
+        "hits": [True] * n if hits is None else list(hits),
         "means": [-1.0] * n,
         "variances": [0.5] * n,
-        "ends_with_eos": bool(n),
+        "ends_with_eos": bool(n) if eos is None else eos,
     }
 
 
@@ -77,6 +79,48 @@ def generation(
         "field": "generation",
         "reference_text": reference,
         "text": text,
+    }
+
+
+def sampled(
+    example_id: str, reference: str, texts: Sequence[str | None], *, dataset: str = "forget"
+) -> list[dict[str, Any]]:
+    """The sampled answers of one example."""
+    row = generation(example_id, reference, None, dataset=dataset)
+    row |= {"probe": "sample_answer", "field": "sample"}
+    return [{**row, "index": index, "text": text} for index, text in enumerate(texts)]
+
+
+def continuation(
+    example_id: str,
+    reference: Sequence[int],
+    tokens: Sequence[int],
+    *,
+    text: str | None = None,
+    scored: bool = True,
+    probe: str = "continue_text",
+    dataset: str = "verbmem",
+) -> dict[str, Any]:
+    """One continuation (or generation) of these tokens; its texts spell the ids."""
+    return {
+        "probe": probe,
+        "dataset": dataset,
+        "example_id": example_id,
+        "field": "continuation" if probe == "continue_text" else "generation",
+        "reference_text": " ".join(map(str, reference)),
+        "text": (" ".join(map(str, tokens)) if text is None else text) if scored else None,
+        "num_tokens": len(tokens),
+        "reference_tokens": list(reference),
+        "tokens": list(tokens),
+    }
+
+
+def judged(example_id: str, logps: Sequence[float], *, dataset: str = "forget") -> dict[str, Any]:
+    """A generation whose tokens have these log-probs under the target model."""
+    return {
+        **answer(example_id, logps, dataset=dataset, field="generation"),
+        "probe": "judged_likelihood",
+        "text": "said" if logps else "",
     }
 
 

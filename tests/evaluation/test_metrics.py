@@ -231,7 +231,7 @@ def test_model_utility_names_missing_parts() -> None:
 
 
 def test_options_come_from_the_signature() -> None:
-    assert set(metrics.options_of("rouge")) == {"measure", "tokenizer", "seed"}
+    assert set(metrics.options_of("rouge")) == {"measure", "tokenizer", "stemmer", "seed"}
     assert metrics.options_of("truth_ratio")["guard"] == 1e-10
     assert all({"run", "dataset", "retain"}.isdisjoint(metrics.options_of(kind)) for kind in metrics.KINDS)
 

@@ -13,7 +13,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from unlearnkit.errors import RecipeError
 from unlearnkit.evaluation import metrics
 from unlearnkit.evaluation.metrics.fluency import repeated_share
-from unlearnkit.evaluation.metrics.rouge import rouge_l, unicode_tokens
+from unlearnkit.evaluation.metrics.rouge import lcs_length, rouge_l, unicode_tokens
 from unlearnkit.evaluation.records import new_records
 
 
@@ -40,6 +40,59 @@ def test_latin_text_scores_exactly_as_rouge_score(reference: str, text: str) -> 
         assert rouge_l(reference, text) == expected
 
 
+class _UnicodeTokenizer:
+    """Gives `rouge_score` our tokens."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return unicode_tokens(text)
+
+
+_WORDS = st.sampled_from(
+    [
+        "Writing",
+        "written",
+        "books",
+        "book",
+        "the",
+        "cats",
+        "cat",
+        "don't",
+        "1995",
+        "e-mail",
+        "né",
+        "北京",
+        "fly",
+    ]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(_WORDS, max_size=14), st.lists(_WORDS, max_size=14), st.booleans())
+def test_every_measure_is_the_librarys_to_the_last_bit(
+    reference: list[str], said: list[str], stemmer: bool
+) -> None:
+    pair = " ".join(reference), " ".join(said)
+    own = RougeScorer(["rougeL"], use_stemmer=stemmer).score(*pair)["rougeL"]
+    ours = RougeScorer(["rougeL"], tokenizer=_UnicodeTokenizer()).score(*pair)["rougeL"]
+    for measure in ("recall", "precision", "fmeasure"):
+        for tokenizer, score in (("rouge_score", own), ("compat", own), ("unicode", ours)):
+            value = rouge_l(*pair, measure=measure, tokenizer=tokenizer, stemmer=stemmer)  # type: ignore[arg-type]
+            assert value == getattr(score, measure) or (not reference and math.isnan(value))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=70), st.lists(st.integers(0, 3), max_size=70))
+def test_common_subsequence_by_the_table(first: list[int], second: list[int]) -> None:
+    """Up to 70 items, so that the row of bits is longer than a machine word."""
+    above = [0] * (len(second) + 1)
+    for item in first:
+        row = [0]
+        for j, other in enumerate(second):
+            row.append(above[j] + 1 if item == other else max(above[j + 1], row[j]))
+        above = row
+    assert lcs_length(first, second) == above[-1] == lcs_length(second, first)
+
+
 @pytest.mark.parametrize(
     ("reference", "text", "expected"),
     [
@@ -61,6 +114,10 @@ def test_unicode_tokens() -> None:
     assert unicode_tokens("Ｈello, 世界 42!") == ["hello", "世", "界", "42"]
     assert unicode_tokens("हिन्दी") == ["हिन्दी"]
     assert unicode_tokens(" ... ") == []
+    assert unicode_tokens("Snake_case's 2nd\tE-mail") == ["snake", "case", "s", "2nd", "e", "mail"]
+    # Text in ASCII takes a shorter way; one more letter sends it the long one.
+    every = "".join(map(chr, range(128)))
+    assert unicode_tokens(every + " é") == [*unicode_tokens(every), "é"]
 
 
 def test_rouge_of_records() -> None:
@@ -70,6 +127,24 @@ def test_rouge_of_records() -> None:
     chinese = metrics.rouge(new_records([generation("a", "台北", "台北")]), dataset="forget")
     assert chinese.value == 1
     assert "unicode tokenizer" in chinese.note
+
+
+@pytest.mark.parametrize("text", ["他出生在台北", "ولدت في دمشق", "Она родилась в Москве"])
+def test_compat_is_rouge_score_and_sees_only_latin(text: str) -> None:
+    run = new_records([generation("a", text, text)])
+    assert metrics.rouge(run, dataset="forget").value == 1
+    compat = metrics.rouge(run, dataset="forget", tokenizer="compat")
+    assert compat.value == 0
+    assert compat.as_json() == metrics.rouge(run, dataset="forget", tokenizer="rouge_score").as_json()
+
+
+def test_knowmem_of_muse_is_not_stemmed() -> None:
+    """ "He writes" for "writing": stems agree in 1 of 2 and 1 words, F1 2/3; the words themselves do not."""
+    run = new_records([generation("a", "writing", "He writes")])
+    assert metrics.rouge(run, dataset="forget", measure="fmeasure").value == pytest.approx(2 / 3)
+    muse = metrics.rouge(run, dataset="forget", measure="fmeasure", stemmer=False)
+    assert muse.value == 0
+    assert "not stemmed" in muse.variant
 
 
 def test_repetition() -> None:

@@ -9,8 +9,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from unlearnkit.data.columns import canonical
 from unlearnkit.data.formats import Template
+from unlearnkit.errors import ModelError
+from unlearnkit.evaluation.batching import batches
 from unlearnkit.evaluation.probes import (
-    batches,
     generate_answers,
     generation_settings,
     most_tokens,
@@ -60,12 +61,13 @@ def model(request, tiny_model, tiny_tokenizer):
         return GPT2LMHeadModel(config).eval()
 
 
-def scores(model, questions, *, batch_tokens=4096, pad_id=2):
+def scores(model, questions, *, batch_tokens=4096, pad_id=2, share_prompts=None):
     done = []
     found = {}
     for results in score_answers(
-        model, questions, pad_id=pad_id, batch_tokens=batch_tokens, done=done.append
-    ):
+        model, questions, pad_id=pad_id, batch_tokens=batch_tokens, done=done.append,
+        share_prompts=share_prompts,
+    ):  # fmt: skip
         found.update(results)
     assert sum(done) == len(questions)
     return found
@@ -107,8 +109,9 @@ def close(one, two):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_scores_are_those_of_transformers(model, asked):
-    found = scores(model, asked[0])
+@pytest.mark.parametrize("share_prompts", [False, True])
+def test_scores_are_those_of_transformers(model, asked, share_prompts):
+    found = scores(model, asked[0], share_prompts=share_prompts)
     for question in asked[0]:
         result = found[question.pair]
         assert len(result["logps"]) == len(question.answer_ids)
@@ -122,6 +125,9 @@ def test_scores_do_not_depend_on_batches_order_or_padding(tiny_model, asked):
         scores(model, questions, batch_tokens=1),
         scores(model, questions[::-1], batch_tokens=300),
         scores(model, questions, pad_id=77),
+        scores(model, questions, share_prompts=False),
+        scores(model, questions, share_prompts=False, batch_tokens=1),
+        scores(model, questions[::-1], share_prompts=False, batch_tokens=300, pad_id=77),
     )
     for other in others:
         assert set(other) == set(base)
@@ -135,12 +141,77 @@ def test_each_row_goes_through_the_model_once_and_in_bounds(tiny_model, asked):
     model.register_forward_pre_hook(
         lambda m, a, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True
     )
-    scores(model, asked[0], batch_tokens=200)
+    scores(model, asked[0], batch_tokens=200, share_prompts=False)
     assert sum(rows for rows, _ in shapes) == len(asked[0])
     assert all(rows * length <= 200 or rows == 1 for rows, length in shapes)
     assert [length for _, length in shapes] == sorted((n for _, n in shapes), reverse=True), (
         "the longest first"
     )
+
+
+def test_a_prompt_goes_through_the_model_once_for_all_of_its_answers(tiny_model, asked):
+    """The tokens that the model sees: each prompt once, and each answer once."""
+    model, seen = tiny_model(), []
+    model.register_forward_pre_hook(
+        lambda m, a, kw: seen.append((kw["input_ids"], kw.get("past_key_values"))), with_kwargs=True
+    )
+    questions = [q for q in asked[0] if q.dataset == "forget"]
+    scores(model, questions)
+    prompts = sum(int((ids != 2).sum()) for ids, cache in seen if cache is None)
+    answers = sum(int((ids != 2).sum()) for ids, cache in seen if cache is not None)
+    assert prompts == sum(map(len, {q.prompt_ids for q in questions}))
+    assert answers == sum(len(q.answer_ids) for q in questions)
+
+
+def test_a_single_answer_for_each_prompt_is_scored_in_one_pass(tiny_model, asked):
+    """There is nothing to share: no forward pass of its own for the prompts."""
+    model, caches = tiny_model(), []
+    model.register_forward_pre_hook(lambda m, a, kw: caches.append(kw["use_cache"]), with_kwargs=True)
+    scores(model, [q for q in asked[0] if q.field == "answer"])
+    assert set(caches) == {False}
+
+
+@pytest.mark.parametrize("share_prompts", [False, True])
+def test_nan_is_refused_with_the_example_and_the_token(tiny_model, asked, share_prompts):
+    model, question = tiny_model(), asked[0][0]
+    after = len(question.answer_ids) - 2  # rows of the last call from the third token on
+
+    def spoil(module, args, logits):
+        if logits.dim() == 2:
+            logits[-after] = float("nan")
+
+    model.get_output_embeddings().register_forward_hook(spoil)
+    match = (
+        rf"NaN for example {question.example_id} of 'forget', token 3 of {len(question.answer_ids)} of its "
+        rf"answer \(id {question.answer_ids[2]}\)"
+    )
+    with pytest.raises(ModelError, match=match):
+        scores(model, [question], share_prompts=share_prompts)
+
+
+def test_what_does_not_fit_into_memory_is_halved(tiny_model, asked):
+    """At most three rows fit: the same numbers, and a warning that says so."""
+    model, base = tiny_model(), scores(tiny_model(), asked[0])
+
+    def full(module, args, kwargs):
+        if kwargs["input_ids"].shape[0] > 3:
+            raise torch.OutOfMemoryError("out of memory")
+
+    model.register_forward_pre_hook(full, with_kwargs=True)
+    with pytest.warns(UserWarning, match="ran out of memory with .* rows at once; going on with"):
+        found = scores(model, asked[0], share_prompts=False)
+    assert {k: v["hits"] for k, v in found.items()} == {k: v["hits"] for k, v in base.items()}
+
+
+def test_one_row_that_does_not_fit_is_an_error(tiny_model, asked):
+    model = tiny_model()
+
+    def full(module, args, kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    model.register_forward_pre_hook(full, with_kwargs=True)
+    with pytest.raises(ModelError, match="no memory left even for one example"):
+        scores(model, asked[0][:1], share_prompts=False)
 
 
 def test_batches():
@@ -194,7 +265,8 @@ def test_texts_are_those_of_generate(stopping, asked, tiny_tokenizer, batch_toke
         lengths.append(len(ids))
         said = [i for i in ids if i not in stop]
         assert found[question.prompt_name] == {
-            "text": tiny_tokenizer.decode(said, skip_special_tokens=True).strip(), "num_new_tokens": len(ids),
+            "text": tiny_tokenizer.decode(said, skip_special_tokens=True).strip(), "tokens": said,
+            "num_new_tokens": len(ids),
         }  # fmt: skip
     assert min(lengths) < 12, "an answer that stopped by itself"
 
@@ -203,7 +275,7 @@ def test_an_empty_answer(tiny_model, tiny_tokenizer, asked):
     model = tiny_model()
     model.generation_config.eos_token_id = one_by_one(model, tiny_tokenizer, asked[1][0], [1])[0]
     assert texts(model, tiny_tokenizer, asked[1][:1]) == {
-        asked[1][0].prompt_name: {"text": "", "num_new_tokens": 1}
+        asked[1][0].prompt_name: {"text": "", "tokens": [], "num_new_tokens": 1}
     }
 
 

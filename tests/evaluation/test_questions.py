@@ -96,7 +96,10 @@ def test_records(asked, tiny_tokenizer):
     (q,), (g,) = asked(rows_of({"question": "Q", "answer": "A"}))
     numbers = {"logps": [-1.0, -2.0], "hits": [True, False], "means": [-3.0, -3.0], "variances": [1.0, 1.0]}
     frame = new_records(
-        [q.scored(numbers, {tiny_tokenizer.eos_token_id}), g.spoken({"text": "B", "num_new_tokens": 3})]
+        [
+            q.scored(numbers, {tiny_tokenizer.eos_token_id}),
+            g.spoken({"text": "B", "tokens": [7], "num_new_tokens": 3}, {tiny_tokenizer.eos_token_id}),
+        ]
     )
     assert frame["num_tokens"].tolist() == [2, 3]
     assert frame["ends_with_eos"].tolist() == [True, False]

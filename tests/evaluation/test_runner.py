@@ -296,6 +296,7 @@ def test_data_that_lack_something(run, tmp_path):
     notes = {name: metric.note for name, metric in result.metrics.items() if metric.value != metric.value}
     assert set(notes) == {
         "forget_quality", "forget_truth_ratio", "retain_probability", "retain_rouge", "retain_truth_ratio",
+        "forget_judged_logp", "membership_loss", "membership_min_k", "forget_paraphrase_preference",
     }  # fmt: skip
     assert all(note.startswith("not measured: ") for note in notes.values())
     assert 0 < result["forget_probability"] < 1
@@ -310,7 +311,7 @@ def test_documents(run, tmp_path):
         suite="forget", data={"forget": str(tmp_path / "book.txt"), "retain": str(tmp_path / "long.txt")}
     )
     records = result.run.records
-    assert set(records.query("dataset == 'forget'")["field"]) == {"answer", "generation"}
+    assert set(records.query("dataset == 'forget'")["field"]) == {"answer", "generation", "sample"}
     assert not records["ends_with_eos"].any()
     assert result.metrics["forget_probability"].n == 2
     unscored = records.query("dataset == 'retain' and num_tokens == 0")

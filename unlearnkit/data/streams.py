@@ -153,9 +153,16 @@ def _local(source: StreamSpec, root: str | None, name: str) -> Path | None:
             f"{name}: {base} is one file, which holds no {source.name!r}; leave out `name`, or give "
             "the folder"
         )
-    for candidate in [base / source.name, *(base / (source.name + suffix) for suffix in _BUILDERS)]:
+    inside = base / source.name / source.split  # MUSE's layout: a folder a part, a file a split
+    shards = sorted(inside.parent.glob(f"{glob.escape(inside.name)}-*-of-*.parquet"))
+    for candidate in [
+        *(inside.with_name(inside.name + suffix) for suffix in _BUILDERS),
+        *(shards if len(shards) == 1 else ()),
+        base / source.name,
+        *(base / (source.name + suffix) for suffix in _BUILDERS),
+    ]:
         if candidate.exists():
-            return candidate
+            return Path(candidate)
     raise DataError(f"{name}: {base} has no file for {source.name!r}; {_nearby(base / source.name)}")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from unlearnkit.data.formats import Template, prompt_and_answer, tokenize_pair
 from unlearnkit.evaluation.records import (
     ANSWER,
     ANSWER_LIKELIHOOD,
+    CONTINUATION,
+    CONTINUE_TEXT,
     GENERATE_ANSWER,
     GENERATION,
     PARAPHRASED_ANSWER,
@@ -20,13 +23,18 @@ from unlearnkit.evaluation.records import (
     PERTURBED_ANSWER,
 )
 
+if TYPE_CHECKING:
+    from unlearnkit.evaluation.suite import Ask
+
+Rows = Iterable[Mapping[str, Any]]
+
 
 @dataclass(frozen=True)
 class Question:
     """One (prompt, answer) pair and the record it belongs to.
 
     `answer_ids` end with EOS unless the text was a document; for a generation they are the true answer, which
-    is compared with what the model says.
+    is compared with what the model says. `stop` are texts before which a generation is cut.
     """
 
     probe: str
@@ -38,6 +46,7 @@ class Question:
     answer: str
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
+    stop: tuple[str, ...] = ()
 
     @property
     def pair(self) -> str:
@@ -49,6 +58,11 @@ class Question:
         """Names the prompt's tokens: a greedy generation depends on nothing else."""
         return _name(self.prompt_ids)
 
+    @property
+    def sample_name(self) -> str:
+        """Names one of several samples for a prompt."""
+        return f"{self.prompt_name}/{self.index}"
+
     def scored(self, result: Mapping[str, Any], stop: Collection[int]) -> dict[str, Any]:
         """The record of a likelihood result; `stop` are the tokens that end an answer."""
         ends = bool(self.answer_ids) and self.answer_ids[-1] in stop
@@ -59,9 +73,22 @@ class Question:
             "ends_with_eos": ends,
         }
 
-    def spoken(self, result: Mapping[str, Any]) -> dict[str, Any]:
+    def spoken(self, result: Mapping[str, Any], stop: Collection[int]) -> dict[str, Any]:
         """The record of a generation."""
-        return {**self._shared(), "text": result["text"], "num_tokens": result["num_new_tokens"]}
+        text = result["text"]
+        for end in self.stop if text is not None else ():
+            text = text.partition(end)[0].rstrip()
+        return {
+            **self._shared(),
+            "text": text,
+            "num_tokens": result["num_new_tokens"],
+            "tokens": [token for token in result["tokens"] if token not in stop],
+            "reference_tokens": [token for token in self.answer_ids if token not in stop],
+        }
+
+    def numbered(self, field: str, value: float) -> dict[str, Any]:
+        """The record of a single number."""
+        return {**self._shared(), "field": field, "value": value}
 
     def _shared(self) -> dict[str, Any]:
         names = ("probe", "dataset", "example_id", "field", "index", "prompt")
@@ -77,17 +104,18 @@ def _name(*parts: Sequence[int]) -> str:
 
 
 def likelihood_questions(
-    dataset: str, rows: Iterable[Mapping[str, Any]], tokenizer: Any, template: Template
+    dataset: str, rows: Rows, tokenizer: Any, template: Template, *, probe: str = ANSWER_LIKELIHOOD
 ) -> list[Question]:
     """The answer, its paraphrase and its perturbations, where a row has them."""
     questions = []
     for row in rows:
-        if "text" in row and row["text"] is not None:
-            questions.append(_document(ANSWER_LIKELIHOOD, ANSWER, dataset, row, tokenizer, keep=1))
+        if is_document(row):
+            ids = _document_ids(row, tokenizer)
+            questions.append(_document(probe, ANSWER, dataset, row, tokenizer, ids, border=1))
             continue
         prompt, _ = prompt_and_answer(row)
         questions += [
-            _question(ANSWER_LIKELIHOOD, dataset, row, field, index, prompt, text, tokenizer, template)
+            _question(probe, dataset, row, field, index, prompt, text, tokenizer, template)
             for field, index, text in answers_of(row)
         ]
     return questions
@@ -105,19 +133,83 @@ def answers_of(row: Mapping[str, Any]) -> list[tuple[str, int, Any]]:
 
 
 def generation_questions(
-    dataset: str, rows: Iterable[Mapping[str, Any]], tokenizer: Any, template: Template
-) -> list[Question]:
-    """Each row's prompt; of a document its first half."""
+    dataset: str, rows: Rows, tokenizer: Any, template: Template, *, ask: Ask | None = None,
+    shots: Rows = (), probe: str = GENERATE_ANSWER, field: str = GENERATION,
+) -> list[Question]:  # fmt: skip
+    """Each row's prompt, after `shots` that are answered; of a document its first half."""
+    stop = tuple(ask.stop) if ask is not None else ()
     questions = []
     for row in rows:
-        if "text" in row and row["text"] is not None:
-            questions.append(_document(GENERATE_ANSWER, GENERATION, dataset, row, tokenizer, keep=None))
+        if is_document(row):
+            ids = _document_ids(row, tokenizer)
+            made = _document(probe, field, dataset, row, tokenizer, ids, border=max(1, len(ids) // 2))
         else:
             prompt, answer = prompt_and_answer(row)
-            questions.append(
-                _question(GENERATE_ANSWER, dataset, row, GENERATION, 0, prompt, answer, tokenizer, template)
+            made = _question(
+                probe, dataset, row, field, 0, _after(shots, prompt), answer, tokenizer, template
             )
+        questions.append(dataclasses.replace(made, stop=stop))
     return questions
+
+
+def continuation_questions(
+    dataset: str, rows: Rows, tokenizer: Any, *, ask: Ask, max_new_tokens: int
+) -> list[Question]:
+    """The beginning of each text, to be continued; the true continuation is cut to `max_new_tokens`.
+
+    A row with a prompt and a completion (MUSE's VerbMem) is a text whose beginning is the prompt: nothing is
+    written around either.
+    """
+    questions = []
+    for row in rows:
+        if is_document(row):
+            ids = _document_ids(row, tokenizer)
+            half = max(1, len(ids) // 2)  # also of a text that is no longer than the prefix
+            border = half if ask.prefix_tokens is None else min(ask.prefix_tokens, half)
+        else:
+            prompt, answer = (text_of(part) for part in prompt_and_answer(row))
+            prompt_ids, answer_ids, _ = tokenize_pair(tokenizer, prompt, answer, chat=False)
+            ids, border = [*prompt_ids, *answer_ids[:-1]], len(prompt_ids)
+        ids = ids[: border + max_new_tokens]
+        questions.append(_document(CONTINUE_TEXT, CONTINUATION, dataset, row, tokenizer, ids, border=border))
+    return questions
+
+
+def with_answer_prefix(questions: Iterable[Question], num_tokens: int, tokenizer: Any) -> list[Question]:
+    """Move the first tokens of each answer into its prompt; at least one token is left to be measured."""
+    out = []
+    for one in questions:
+        border = max(0, min(num_tokens, len(one.answer_ids) - 2))  # the EOS is no answer
+        given, rest = one.answer_ids[:border], one.answer_ids[border:]
+        out.append(
+            dataclasses.replace(
+                one,
+                prompt=f"{one.prompt} {tokenizer.decode(given, skip_special_tokens=True).strip()}".strip(),
+                answer=tokenizer.decode(rest, skip_special_tokens=True).strip(),
+                prompt_ids=one.prompt_ids + given,
+                answer_ids=rest,
+            )
+        )
+    return out
+
+
+def is_document(row: Mapping[str, Any]) -> bool:
+    """Whether a row is a text without a question."""
+    return row.get("text") is not None
+
+
+def _after(shots: Rows, prompt: Any) -> Any:
+    """The prompt after answered examples, as earlier turns of one conversation."""
+    turns: list[dict[str, str]] = []
+    for shot in shots:
+        asked, answered = prompt_and_answer(shot)
+        turns += _as_turns(asked)
+        turns.append({"role": "assistant", "content": text_of(answered)})
+    return [*turns, *_as_turns(prompt)] if turns else prompt
+
+
+def _as_turns(prompt: Any) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def _question(
@@ -145,12 +237,15 @@ def text_of(answer: Any) -> str:
     return answer if isinstance(answer, str) else str(answer[-1]["content"])
 
 
+def _document_ids(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
+    return list(tokenizer(row["text"])["input_ids"])
+
+
 def _document(
-    probe: str, field: str, dataset: str, row: Mapping[str, Any], tokenizer: Any, *, keep: int | None
-) -> Question:
-    """A text without a question: its first `keep` tokens (None: half) are prompt, the rest answer."""
-    ids = list(tokenizer(row["text"])["input_ids"])
-    border = max(1, len(ids) // 2) if keep is None else min(keep, len(ids))
+    probe: str, field: str, dataset: str, row: Mapping[str, Any], tokenizer: Any, ids: Sequence[int], *,
+    border: int,
+) -> Question:  # fmt: skip
+    """A text without a question: its tokens up to `border` are prompt, the rest answer."""
     prompt, answer = (
         tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:border], ids[border:])
     )

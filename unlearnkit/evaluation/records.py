@@ -1,9 +1,9 @@
 """Records: what a model said about each example, kept so that metrics never need the model again.
 
-A record is one answer about one example. The likelihood probe writes one per (example, answer) pair with the
-per-token numbers of the scoring pass; the generation probe writes one per example with the text that was
-generated. Log-probs are natural logarithms. A record with `num_tokens` 0 could not be scored: every number
-read from it is NaN.
+A record is one answer about one example. Likelihood probes write one per (example, answer) pair with the
+per-token numbers of the scoring pass; generation probes write one per generated text, with its tokens; others
+write one number. Log-probs are natural logarithms. A likelihood record with `num_tokens` 0 could not be
+scored: every number read from it is NaN.
 """
 
 from __future__ import annotations
@@ -25,13 +25,33 @@ SUMMARY_FILE = "summary.json"
 
 ANSWER_LIKELIHOOD = "answer_likelihood"
 GENERATE_ANSWER = "generate_answer"
-PROBES = (ANSWER_LIKELIHOOD, GENERATE_ANSWER)
+SAMPLE_ANSWER = "sample_answer"
+CONTINUE_TEXT = "continue_text"
+GRADIENT_NORM = "gradient_norm"
+JUDGED_LIKELIHOOD = "judged_likelihood"
+LM_EVAL = "lm_eval"
 
 ANSWER = "answer"
 PARAPHRASED_ANSWER = "paraphrased_answer"
 PERTURBED_ANSWER = "perturbed_answer"
 GENERATION = "generation"
-FIELDS = {ANSWER_LIKELIHOOD: (ANSWER, PARAPHRASED_ANSWER, PERTURBED_ANSWER), GENERATE_ANSWER: (GENERATION,)}
+SAMPLE = "sample"
+CONTINUATION = "continuation"
+GLOBAL_NORM = "global_norm"
+MEAN_NORM = "mean_norm"
+#: Probe -> the fields it writes; None: any (a task of lm-evaluation-harness names its own).
+FIELDS: dict[str, tuple[str, ...] | None] = {
+    ANSWER_LIKELIHOOD: (ANSWER, PARAPHRASED_ANSWER, PERTURBED_ANSWER),
+    GENERATE_ANSWER: (GENERATION,),
+    SAMPLE_ANSWER: (SAMPLE,),
+    CONTINUE_TEXT: (CONTINUATION,),
+    GRADIENT_NORM: (GLOBAL_NORM, MEAN_NORM),
+    JUDGED_LIKELIHOOD: (GENERATION,),
+    LM_EVAL: None,
+}
+PROBES = tuple(FIELDS)
+#: Probes whose records hold numbers per token.
+SCORED = (ANSWER_LIKELIHOOD, JUDGED_LIKELIHOOD)
 
 # Column -> type on disk. Lists hold one value per label token, the final EOS last; they are empty for
 # generations.
@@ -50,7 +70,13 @@ COLUMNS = {
     "means": "list<float32>",
     "variances": "list<float32>",
     "ends_with_eos": "bool",
+    "suite": "string",  # name/version of the suite that asked
+    "value": "float64",  # a single number about the example: a gradient norm, a task's score
+    "tokens": "list<int32>",  # of a generation, EOS left out
+    "reference_tokens": "list<int32>",  # the true tokens beside a generation, EOS left out
 }
+#: Columns that records of earlier versions lack, and what they stand for there.
+ADDED: dict[str, Any] = {"suite": "", "value": float("nan"), "tokens": (), "reference_tokens": ()}
 KEY = ["probe", "dataset", "example_id", "field", "index"]
 PER_TOKEN = ("logps", "hits", "means", "variances")
 
@@ -61,7 +87,7 @@ def new_records(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     Raises:
         RecordsError: a row has an unknown column, or the table breaks the schema (see `validate`).
     """
-    empty: dict[str, Any] = {"index": 0, "text": None, "num_tokens": 0, "ends_with_eos": False}
+    empty: dict[str, Any] = {"index": 0, "text": None, "num_tokens": 0, "ends_with_eos": False, **ADDED}
     empty.update(prompt="", reference_text="")
     filled = []
     for row in rows:
@@ -86,16 +112,18 @@ def validate(frame: pd.DataFrame, where: str = "the records") -> None:
         if frame[name].isna().any():
             raise RecordsError(f"{where} have rows without a value for {name!r}; {again}")
     for probe, rows in frame.groupby("probe", sort=True):
-        allowed = FIELDS.get(str(probe))
-        if allowed is None:
+        if str(probe) not in FIELDS:
             raise RecordsError(
                 f"{where} name the unknown probe {probe!r} (known: {', '.join(PROBES)}); {again}"
             )
+        allowed = FIELDS[str(probe)]
+        if allowed is None:
+            continue
         if wrong := sorted(set(rows["field"]) - set(allowed)):
             raise RecordsError(
                 f"{where} have the field {wrong[0]!r} for {probe} (known: {', '.join(allowed)}); {again}"
             )
-    scored = frame[frame["probe"] == ANSWER_LIKELIHOOD]
+    scored = frame[frame["probe"].isin(SCORED)]
     for name in PER_TOKEN:
         off = scored[name].map(len) != scored["num_tokens"]
         if off.any():
@@ -176,6 +204,9 @@ class EvalRun:
         written = meta.pop("records", None)
         if isinstance(written, dict) and written.get("hash") != _hash(path):
             raise RecordsError(f"{path} and {SUMMARY_FILE} are not from the same evaluation; {again}")
+        for name in ADDED:
+            if name not in frame.columns:
+                frame[name] = [ADDED[name]] * len(frame)
         validate(frame, str(path))
         return cls(frame, meta)
 
@@ -243,8 +274,9 @@ def join(
 def _arrow_schema() -> Any:
     import pyarrow as pa
 
-    types = {"string": pa.string(), "int32": pa.int32(), "bool": pa.bool_()}
+    types = {"string": pa.string(), "int32": pa.int32(), "bool": pa.bool_(), "float64": pa.float64()}
     types["list<float32>"] = pa.list_(pa.float32())
+    types["list<int32>"] = pa.list_(pa.int32())
     types["list<bool>"] = pa.list_(pa.bool_())
     return pa.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,12 @@ from unlearnkit.evaluation.records import (
     EvalRun,
     select,
 )
+from unlearnkit.evaluation.requirements import compares
 from unlearnkit.evaluation.suite import Suite
 from unlearnkit.files import read_json
+
+#: Evaluations under attack lie below that folder of the evaluation that they belong to.
+ATTACKS = "attacks"
 
 
 @dataclass
@@ -27,11 +31,13 @@ class Evaluation:
     """An evaluated model: records, metrics and the summary that is written beside them.
 
     `asked` counts the pairs and prompts that the model was run on; what was known already is not asked.
+    `attacked` are the evaluations of the same model under attack, a stage each.
     """
 
     run: EvalRun
     metrics: dict[str, MetricResult]
     asked: int = 0
+    attacked: list[Evaluation] = field(default_factory=list)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -41,6 +47,16 @@ class Evaluation:
     def __getitem__(self, name: str) -> float:
         """A metric's value; NaN where it could not be measured."""
         return self.metrics[name].value
+
+    @property
+    def stage(self) -> tuple[str, str] | None:
+        """(attack, variant) of an evaluation under attack."""
+        attack = self.summary.get("attack")
+        return (attack["name"], attack["variant"]) if attack else None
+
+    def under(self, stage: tuple[str, str] | None) -> Evaluation | None:
+        """The evaluation of this model at the same stage of the same attack."""
+        return next((one for one in self.attacked if one.stage == stage), None)
 
 
 def compute_metrics(suite: Suite, run: Any, retain: Any = None) -> dict[str, MetricResult]:
@@ -80,9 +96,12 @@ def read_evaluation(folder: str | Path, suite: Suite, **entries: Any) -> Evaluat
     """
     run = EvalRun.load(folder)
     metrics = compute_metrics(suite, run)
-    return Evaluation(
+    found = Evaluation(
         EvalRun(run.records, {**run.meta, "metrics": described(metrics, suite), **entries}), metrics
     )
+    for stage in sorted((Path(folder) / ATTACKS).glob(f"*/*/{SUMMARY_FILE}")):
+        found.attacked.append(read_evaluation(stage.parent, suite, **entries))
+    return found
 
 
 def save_evaluation(result: Evaluation, folder: str | Path) -> None:
@@ -105,8 +124,10 @@ def refuse_other_data(
     Raises:
         RecordsError: another set of examples or answers, in a data set that a metric compares.
     """
-    for name in {suite.metrics[metric].dataset or "forget" for metric in _comparing(suite)} & set(rows):
-        own = {answer for row in rows[name] for answer in _answers(row)}
+    compared = {suite.metrics[metric].dataset or "forget" for metric in _comparing(suite)}
+    asks = {ask.dataset: ask for ask in suite.probes.of(ANSWER_LIKELIHOOD)}
+    for name in compared & set(rows) & set(asks):
+        own = {answer for row in rows[name][: asks[name].limit] for answer in _answers(row)}
         records = select(reference, ANSWER_LIKELIHOOD, name)
         columns = (records[key] for key in ("example_id", "field", "index", "reference_text"))
         theirs = set(zip(*columns, strict=True))
@@ -135,7 +156,7 @@ def note_differences(suite: Suite, metrics: Mapping[str, MetricResult], own: Any
 
 def _comparing(suite: Suite) -> list[str]:
     """The metrics that compare with a retain model."""
-    return [name for name, spec in suite.metrics.items() if spec.kind == "forget_quality"]
+    return [name for name, spec in suite.metrics.items() if compares(spec)]
 
 
 def _answers(row: Mapping[str, Any]) -> list[tuple[str, str, int, str]]:

@@ -1,15 +1,22 @@
-"""evaluate(): one scoring pass and one generation pass over a suite's data, then metrics of the records."""
+"""evaluate(): every question of a suite asked once, metrics of the records, the same under each attack."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unlearnkit.errors import DataError, ModelError, RecipeError
-from unlearnkit.evaluation.questions import Question, generation_questions, likelihood_questions
-from unlearnkit.evaluation.records import GENERATE_ANSWER, EvalRun, new_records
+from unlearnkit.evaluation import capability
+from unlearnkit.evaluation.attacks import Attack, Subject
+from unlearnkit.evaluation.cost import Budget
+from unlearnkit.evaluation.examine import Examination
+from unlearnkit.evaluation.metrics import MetricResult
+from unlearnkit.evaluation.questions import Question
+from unlearnkit.evaluation.records import JUDGED_LIKELIHOOD, EvalRun
+from unlearnkit.evaluation.requirements import check_inputs
 from unlearnkit.evaluation.results import (
     Evaluation,
     compute_metrics,
@@ -20,7 +27,7 @@ from unlearnkit.evaluation.results import (
     refuse_other_data,
     save_evaluation,
 )
-from unlearnkit.evaluation.store import ResultStore
+from unlearnkit.evaluation.share import is_main
 from unlearnkit.evaluation.suite import Suite, load_suite
 from unlearnkit.files import fingerprint
 from unlearnkit.recipe import TemplateSpec
@@ -33,8 +40,10 @@ def evaluate(
     data: Mapping[str, Any] | None = None,
     reference: Any = None,
     *,
+    target: Any = None,
+    attacks: Sequence[str | Attack] | Mapping[str, Mapping[str, Any]] = (),
     template: TemplateSpec | None = None,
-    output: str | Path | None = None,
+    output: str | Path | Callable[[Evaluation], Path] | None = None,
     batch_tokens: int = 16384,
     max_new_tokens: int | None = None,
     role: str = "unlearned",
@@ -42,30 +51,40 @@ def evaluate(
     cache: bool = True,
     progress: bool = True,
     load_options: Mapping[str, Any] | None = None,
+    target_options: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Run a suite on a model.
+    """Run a suite on a model, and under each attack once more.
+
+    Called by all processes of a distributed run, it shares the questions out among them; every process gets
+    the whole result, and the first one writes it.
 
     Args:
         model: a causal language model, or the path or hub id of one (an adapter's folder works too).
         tokenizer: its tokenizer; by default the one saved with the model.
         suite: a shipped suite's name, a YAML file, or a loaded suite.
         data: overrides of the suite's data section: {"split": "forget10", "root": FOLDER, "forget": FILE,
-            ...}.
-        reference: the retain model, for forget quality: an Evaluation, the folder of one, or a model (object,
-            folder or hub id), which is then evaluated on the same data.
+            ...}; under "lm_eval" those of its tasks.
+        reference: the retain model, for the metrics that compare with one: an Evaluation, the folder of one,
+            or a model (object, folder or hub id), which is then evaluated on the same data.
+        target: the model before unlearning (object, folder or hub id), which judges how likely the answers
+            are where the suite asks for that.
+        attacks: names of attacks (`unlearnkit ls attacks`), attacks, or a mapping from names to options.
         template: how prompts are written; must be the one used in training.
-        output: a folder for `records.parquet` and `summary.json`.
+        output: a folder for `records.parquet` and `summary.json`, or what names it when they are known;
+            attacked ones lie in `attacks/` below it.
         batch_tokens: padded tokens at most in one forward pass; results do not depend on it.
         max_new_tokens: bound of a generation, instead of the suite's.
         role, label: what the model is in a report ("target", "retain" or "unlearned") and what it is called.
         cache: keep results on disk by content, and reuse them.
         progress: show progress bars.
         load_options: how a model that is given by its path is loaded: dtype, revision, attn_implementation.
+        target_options: the same for the target model.
 
     Raises:
         RecipeError, DataError, ModelError, RecordsError: before the model is run where that is possible.
     """
     from unlearnkit.data.formats import Template
+    from unlearnkit.evaluation.attacked import make_attacks, under_attack
     from unlearnkit.models.load import load_model, load_tokenizer, model_fingerprint, to_device
     from unlearnkit.models.precision import own_precision
 
@@ -75,7 +94,11 @@ def evaluate(
             "`data` changes a suite while it is loaded; give it to load_suite(), or the suite by its name"
         )
     suite = suite if isinstance(suite, Suite) else load_suite(suite, data)
-    rows = load_datasets(suite)
+    if suite.lm_eval is not None:
+        capability.check(suite.lm_eval)
+    made = make_attacks(attacks)
+    rows, absent = load_rows(suite)
+    check_inputs(suite, rows, has_retain=reference is not None)
     if is_evaluation(reference):  # read at once, so that a broken one is refused before any model runs
         reference = read_evaluation(reference, suite)
     if isinstance(reference, Evaluation):
@@ -88,165 +111,156 @@ def evaluate(
             )
         tokenizer = load_tokenizer(path)
     written = Template.for_tokenizer(tokenizer, template)
-    questions = ask(suite, rows, tokenizer, written)
-    options: dict[str, Any] = {
-        "batch_tokens": batch_tokens, "max_new_tokens": max_new_tokens or suite.probes.max_new_tokens,
-        "cache": cache, "progress": progress,
-    }  # fmt: skip
+    budget = Budget(batch_tokens, max_new_tokens, cache, progress)
     if isinstance(model, str | Path):
         model = to_device(load_model(str(model), **(load_options or {})))
+    judge = _Judge(target, role, model, target_options) if JUDGED_LIKELIHOOD in suite.probes.asks else None
+    inquiry = Inquiry(suite, budget, role, label or role, absent, judge)
+    subject = Subject(model, tokenizer, written, rows)
     name = model_fingerprint(model)
     with own_precision(model):
-        records, cost = _answers(model, name, tokenizer, questions, label or role, **options)
-    other = _reference(reference, suite, tokenizer, template, batch_tokens, max_new_tokens, cache, progress)
-    metrics = compute_metrics(suite, records, other.run if other else None)
-    meta = {
-        "format": 1, "suite": suite.name, "suite_version": suite.version, "split": suite.split, "role": role,
-        "label": label or role,
-        "fingerprint": {
-            "model": name, "template": written.fingerprint,
-            "data": fingerprint([(q.dataset, q.example_id, q.field, q.index, q.answer) for q in questions]),
-            "tokenizer": fingerprint(sorted({q.pair for q in questions})),
-        },
-        "reference": None if other is None else {
-            "label": other.summary.get("label"),
-            "fingerprint": other.summary.get("fingerprint", {}).get("model"),
-        },
-        "metrics": {},
-        "cost": {**cost, "seconds": round(time.perf_counter() - started, 3)},
-        "versions": versions(),
-    }  # fmt: skip
-    if other is not None:
-        note_differences(suite, metrics, meta, other.summary)
-    meta["metrics"] = described(metrics, suite)
-    result = Evaluation(EvalRun(records, meta), metrics, asked=cost["scored_pairs"] + cost["generated"])
-    if output is not None and _is_main():
-        save_evaluation(result, output)
+        examination = inquiry.examination(subject, name)
+        records = examination.records()
+    other = _reference(reference, suite, tokenizer, template, budget)
+    result = inquiry.result(records, examination, written, other, started, name)
+    folder = output(result) if callable(output) else None if output is None else Path(output)
+    if folder is not None and is_main():
+        save_evaluation(result, folder)
+    if made:
+        result.attacked = under_attack(inquiry, subject, made, result, other, folder)
     return result
 
 
-def load_datasets(suite: Suite) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each data set that has a source."""
+#: Kinds of metrics that tell members from a holdout.
+_TWO_SETS = ("membership", "privleak")
+
+
+@dataclass
+class Inquiry:
+    """What stays the same for every subject that a suite is put to."""
+
+    suite: Suite
+    budget: Budget
+    role: str
+    label: str
+    absent: Mapping[str, str]
+    judge: _Judge | None = None
+
+    def examination(self, subject: Subject, model_name: str) -> Examination:
+        """A subject under the suite."""
+        label = f"{self.label}, {subject.variant}" if subject.variant else self.label
+        return Examination(subject, self.suite, model_name, self.budget, label=label, judge=self.judge)
+
+    def result(
+        self, records: Any, examination: Examination, template: Any, other: Evaluation | None, started: float,
+        model_name: str, attack: Mapping[str, Any] | None = None,
+    ) -> Evaluation:  # fmt: skip
+        """Metrics and summary of the records."""
+        suite, cost = self.suite, examination.cost
+        metrics = compute_metrics(suite, records, other.run if other else None)
+        self._explain(metrics)
+        meta: dict[str, Any] = {
+            "format": 1, "suite": suite.name, "suite_version": suite.version, "split": suite.split,
+            "role": self.role, "label": self.label,
+            "fingerprint": {
+                "model": model_name, "template": template.fingerprint, **_data_names(examination.asked),
+            },
+            "reference": None if other is None else {
+                "label": other.summary.get("label"),
+                "fingerprint": other.summary.get("fingerprint", {}).get("model"),
+            },
+            "absent": dict(self.absent),
+            "metrics": {},
+            "cost": {**cost.as_json(), "seconds": round(time.perf_counter() - started, 3)},
+            "versions": versions(),
+        }  # fmt: skip
+        if attack is not None:
+            meta["attack"] = dict(attack)
+        if other is not None:
+            note_differences(suite, metrics, meta, other.summary)
+        meta["metrics"] = described(metrics, suite)
+        return Evaluation(EvalRun(records, meta), metrics, asked=cost.asked)
+
+    def _explain(self, metrics: Mapping[str, MetricResult]) -> None:
+        """Why a data set that may be absent is absent."""
+        for name, result in metrics.items():
+            spec = self.suite.metrics[name]
+            holdout = str(spec.options.get("holdout", "holdout")) if spec.kind in _TWO_SETS else ""
+            for missing in (spec.dataset or "", holdout) if not result.measured else ():
+                if missing in self.absent:
+                    result.note = f"{result.note} ({self.absent[missing]})"
+
+
+class _Judge:
+    """The target model, loaded when it is first asked."""
+
+    def __init__(self, target: Any, role: str, model: Any, options: Mapping[str, Any] | None) -> None:
+        self.target = model if role == "target" else target
+        self.options = dict(options or {})
+        self._known: tuple[Any, str] | None = None
+
+    def __bool__(self) -> bool:
+        return self.target is not None
+
+    def __call__(self) -> tuple[Any, str]:
+        from unlearnkit.models.load import load_model, model_fingerprint, to_device
+
+        if self._known is None:
+            given = isinstance(self.target, str | Path)
+            model = to_device(load_model(str(self.target), **self.options)) if given else self.target
+            self._known = model, model_fingerprint(model)
+        return self._known
+
+
+def load_rows(suite: Suite) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """The rows of each data set that has a source, and why others are absent that may be.
+
+    Raises:
+        DataError: a set that must be there cannot be read, or none has a source although something is asked.
+    """
     from unlearnkit.data.streams import load_stream
 
-    rows = {
-        key: load_stream(sources, root=suite.root, name=f"evaluation.data.{key}").to_list()
-        for key, sources in suite.data.items()
-        if sources
-    }
-    if not rows:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    absent: dict[str, str] = {}
+    for key, sources in suite.data.items():
+        if not sources:
+            absent[key] = f"no {key} set was given"
+            continue
+        try:
+            rows[key] = load_stream(sources, root=suite.root, name=f"evaluation.data.{key}").to_list()
+        except DataError as error:
+            if key not in suite.optional:
+                raise
+            absent[key] = str(error)
+    if not rows and suite.lm_eval is None:
         raise DataError(f"suite {suite.name} has no data; give data.forget (and data.retain)")
-    return rows
+    return rows, absent
 
 
-def ask(
-    suite: Suite, rows: Mapping[str, Sequence[Mapping[str, Any]]], tokenizer: Any, template: Any
-) -> list[Question]:
-    """Every question of the suite, in the order of its records."""
-    questions = []
-    for names, make in (
-        (suite.probes.answer_likelihood, likelihood_questions),
-        (suite.probes.generate_answer, generation_questions),
-    ):
-        for name in names:
-            if name in rows:
-                questions += make(name, rows[name], tokenizer, template)
-    return questions
+def load_datasets(suite: Suite) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each data set that has a source (see `load_rows`)."""
+    return load_rows(suite)[0]
 
 
-def _answers(
-    model: Any, model_name: str, tokenizer: Any, questions: Sequence[Question], label: str, *,
-    batch_tokens: int, max_new_tokens: int, cache: bool, progress: bool,
-) -> tuple[Any, dict[str, Any]]:  # fmt: skip
-    """Records of all questions; what the store knows is not asked again."""
-    from unlearnkit.evaluation import probes
-
-    was_training = model.training
-    model.eval()
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    stop = probes.stop_tokens(model, tokenizer)
-    scores = ResultStore(model_name, "answer_likelihood", enabled=cache)
-    texts = ResultStore(
-        model_name, "generate_answer", max_new_tokens, stop, probes.generation_settings(model),
-        fingerprint(tokenizer.get_vocab()), enabled=cache,
-    )  # fmt: skip
-    budget: dict[str, int] = {"pad_id": pad_id, "batch_tokens": batch_tokens}
-    try:
-        scored = _collect(
-            scores, {q.pair: q for q in questions if q.probe != GENERATE_ANSWER},
-            f"{label}: scoring answers", progress,
-            lambda mine, done: probes.score_answers(model, mine, **budget, done=done),
-        )  # fmt: skip
-        spoken = _collect(
-            texts, {q.prompt_name: q for q in questions if q.probe == GENERATE_ANSWER},
-            f"{label}: generating answers", progress,
-            lambda mine, done: probes.generate_answers(
-                model, tokenizer, mine, **budget, max_new_tokens=max_new_tokens, done=done
-            ),
-        )  # fmt: skip
-    finally:
-        model.train(was_training)
-    stop_set = set(stop)
-    records = new_records(
-        q.spoken(texts[q.prompt_name]) if q.probe == GENERATE_ANSWER else q.scored(scores[q.pair], stop_set)
-        for q in questions
-    )
-    tokens = sum(len(q.prompt_ids) + len(q.answer_ids) for q in scored)
-    return records, {"scored_pairs": len(scored), "generated": len(spoken), "tokens": tokens}
-
-
-def _collect(
-    store: ResultStore, asked: Mapping[str, Question], title: str, progress: bool,
-    probe: Callable[[list[Question], Callable[[int], Any]], Any],
-) -> list[Question]:  # fmt: skip
-    """Ask for what is missing, each process its share; all get all of it. Return what was asked."""
-    import torch.distributed as dist
-    from tqdm import tqdm
-
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
-    unknown = {name for name in asked if name not in store}
-    if several:
-        # Each process has read the disk at a moment of its own: what one of them lacks, all ask for.
-        unknown = set().union(*_gathered(unknown, world))
-    missing = [question for name, question in asked.items() if name in unknown]
-    if not missing:
-        return []
-    mine = missing[rank::world]
-    collected: list[Any] = []
-    try:
-        with tqdm(total=len(mine), desc=title, disable=not progress or rank > 0, leave=False) as bar:
-            for results in probe(mine, bar.update):
-                store.add(results)
-                collected += results
-    finally:
-        store.flush()
-    if several:
-        for other, part in enumerate(_gathered(collected, world)):
-            if other != rank:
-                store.remember(part)
-    return missing
-
-
-def _gathered(value: Any, world: int) -> list[Any]:
-    import torch.distributed as dist
-
-    parts: list[Any] = [None] * world
-    dist.all_gather_object(parts, value)
-    return parts
+def _data_names(asked: Sequence[Question]) -> dict[str, str]:
+    """Names what was asked: by its texts, and by its tokens."""
+    return {
+        "data": fingerprint([(q.dataset, q.example_id, q.field, q.index, q.answer) for q in asked]),
+        "tokenizer": fingerprint(sorted({q.pair for q in asked})),
+    }
 
 
 def _reference(
-    reference: Any, suite: Suite, tokenizer: Any, template: TemplateSpec | None, batch_tokens: int,
-    max_new_tokens: int | None, cache: bool, progress: bool,
-) -> Evaluation | None:  # fmt: skip
+    reference: Any, suite: Suite, tokenizer: Any, template: TemplateSpec | None, budget: Budget
+) -> Evaluation | None:
     """The retain model's evaluation: as given, or made now on the same data."""
     if reference is None or isinstance(reference, Evaluation):
         return reference
     own = None if isinstance(reference, str | Path) else tokenizer
     return evaluate(
-        reference, own, suite, template=template, batch_tokens=batch_tokens, max_new_tokens=max_new_tokens,
-        role="retain", label="retain model", cache=cache, progress=progress,
+        reference, own, suite, template=template, role="retain", label="retain model",
+        batch_tokens=budget.batch_tokens, max_new_tokens=budget.max_new_tokens, cache=budget.cache,
+        progress=budget.progress,
     )  # fmt: skip
 
 
@@ -258,15 +272,12 @@ def versions() -> dict[str, str]:
     import unlearnkit
 
     found = {"python": platform.python_version(), "unlearnkit": unlearnkit.__version__}
-    for package in ("torch", "transformers", "peft", "accelerate", "datasets", "scipy", "rouge-score"):
+    for package in (
+        "torch", "transformers", "peft", "accelerate", "datasets", "scipy", "rouge-score", "lm-eval",
+        "bitsandbytes",
+    ):  # fmt: skip
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
     return found
-
-
-def _is_main() -> bool:
-    import torch.distributed as dist
-
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0

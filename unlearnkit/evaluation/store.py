@@ -17,7 +17,7 @@ from unlearnkit.files import atomic_path, fingerprint
 from unlearnkit.training.reference import cache_folder
 
 #: Raised when the way of computing changes, so that old results are never mixed with new ones.
-_STORE_FORMAT = 1
+_STORE_FORMAT = 2
 _FLUSH_EVERY = 512  # results
 _FLUSH_SECONDS = 10.0
 
@@ -78,6 +78,7 @@ def _narrow(table: Any) -> Any:
 
     types = dict.fromkeys(("logps", "means", "variances"), pa.list_(pa.float32()))
     types["hits"] = pa.list_(pa.bool_())
+    types["tokens"] = pa.list_(pa.int32())
     types["text"] = pa.string()
     fields = [pa.field(f.name, types.get(f.name, f.type)) for f in table.schema]
     return table.cast(pa.schema(fields))

@@ -10,6 +10,15 @@ from typing import Any
 
 from unlearnkit import shipped
 from unlearnkit.errors import RecipeError
+from unlearnkit.evaluation.capability import TaskSpec, metrics_for
+from unlearnkit.evaluation.records import (
+    ANSWER_LIKELIHOOD,
+    CONTINUE_TEXT,
+    GENERATE_ANSWER,
+    GRADIENT_NORM,
+    JUDGED_LIKELIHOOD,
+    SAMPLE_ANSWER,
+)
 from unlearnkit.recipe import StreamSpec
 from unlearnkit.strict import MISFIT, Reader, did_you_mean, field_hints, fit, phrase
 from unlearnkit.yamlfile import Document, read_document, show
@@ -17,27 +26,79 @@ from unlearnkit.yamlfile import Document, read_document, show
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One number of a suite: a kind of metric (see `evaluation.metrics.KINDS`) and its options."""
+    """One number of a suite: a kind of metric (see `evaluation.metrics.KINDS`) and its options.
+
+    `required`: without its data, or the retain model that it compares with, the suite is refused before a
+    model is loaded; other metrics are then reported as not measured.
+    """
 
     kind: str
     dataset: str | None = None
     group: str = "other"
     title: str = ""
+    required: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class ProbeSpec:
-    """The data sets that each probe is run on; `max_new_tokens` bounds a generation."""
+class Ask:
+    """A data set, and how a probe asks about it.
 
-    answer_likelihood: list[str] = field(default_factory=list)
-    generate_answer: list[str] = field(default_factory=list)
-    max_new_tokens: int = field(default=200, metadata={"least": 1})
+    `max_new_tokens` bounds this generation (default: the suite's); `shots` names a data set whose examples
+    stand before each question, answered; a generation is cut before the first of the texts in `stop`;
+    `prefix_tokens` of a document are shown (default, and at most: half); `limit` takes the first examples.
+    `samples`, `temperature`, `top_p` and `seed` say how answers are drawn.
+    """
+
+    dataset: str
+    limit: int | None = field(default=None, metadata={"least": 1})
+    max_new_tokens: int | None = field(default=None, metadata={"least": 1})
+    shots: str | None = None
+    stop: list[str] = field(default_factory=list)
+    prefix_tokens: int | None = field(default=None, metadata={"least": 1})
+    samples: int = field(default=8, metadata={"least": 1})
+    temperature: float = field(default=1.0, metadata={"least": 0.01})
+    top_p: float = field(default=1.0, metadata={"least": 0})
+    seed: int = field(default=0, metadata={"least": 0})
+
+
+#: What can be said about a data set beside `dataset` and `limit`, for each probe.
+_GENERATION = ("max_new_tokens", "shots", "stop")
+ASK_OPTIONS: dict[str, tuple[str, ...]] = {
+    ANSWER_LIKELIHOOD: (),
+    GENERATE_ANSWER: _GENERATION,
+    SAMPLE_ANSWER: (*_GENERATION, "samples", "temperature", "top_p", "seed"),
+    CONTINUE_TEXT: ("max_new_tokens", "prefix_tokens"),
+    GRADIENT_NORM: (),
+    JUDGED_LIKELIHOOD: (),
+}
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """What each probe is asked (by the probe's name); `max_new_tokens` bounds a generation."""
+
+    asks: dict[str, list[Ask]] = field(default_factory=dict)
+    max_new_tokens: int = 200
+
+    def of(self, probe: str) -> list[Ask]:
+        """What one probe is asked."""
+        return self.asks.get(probe, [])
+
+    @property
+    def datasets(self) -> set[str]:
+        """Every data set that is asked about or shown."""
+        asks = [ask for several in self.asks.values() for ask in several]
+        return {ask.dataset for ask in asks} | {ask.shots for ask in asks if ask.shots}
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What is measured. `data` maps a data set's name to its sources, empty where the user has given none."""
+    """What is measured. `data` maps a data set's name to its sources, empty where the user has given none.
+
+    `optional` names the data sets that may be absent although they have a source; `lm_eval` are tasks of
+    lm-evaluation-harness.
+    """
 
     name: str
     version: int
@@ -47,6 +108,13 @@ class Suite:
     data: dict[str, list[StreamSpec]]
     probes: ProbeSpec
     metrics: dict[str, MetricSpec]
+    optional: frozenset[str] = frozenset()
+    lm_eval: TaskSpec | None = None
+
+    @property
+    def versioned(self) -> str:
+        """Name and version, as every record has them."""
+        return f"{self.name}/{self.version}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +123,9 @@ class _Head:
     version: int
     split: str | None = None
     splits: list[str] | None = None
+
+
+_SECTIONS = ("data", "probes", "metrics", "lm_eval")
 
 
 def load_suite(name: str | Path, data: Mapping[str, Any] | None = None) -> Suite:
@@ -72,24 +143,67 @@ def load_suite(name: str | Path, data: Mapping[str, Any] | None = None) -> Suite
     document = read_document(path)
     reader = Reader(document)
     values = document.values
-    head = reader.section(
-        _Head, {k: v for k, v in values.items() if k not in ("data", "probes", "metrics")}, (),
-        also=("data", "probes", "metrics"),
-    )  # fmt: skip
-    probes = reader.section(ProbeSpec, _section(document, "probes"), ("probes",))
+    head = reader.section(_Head, {k: v for k, v in values.items() if k not in _SECTIONS}, (), also=_SECTIONS)
+    overrides = dict(data or {})
+    named = "tasks" in (overrides.get("lm_eval") or {})
+    tasks = _tasks(reader, document, overrides)
+    probes = _probes(reader, _section(document, "probes"))
     sources = _section(document, "data")
-    metrics = {key: _metric(reader, key, item) for key, item in _section(document, "metrics").items()}
+    written = _section(document, "metrics")
+    if named:  # the suite's own scores are of other tasks
+        written = {k: v for k, v in written.items() if not _is_task_score(v)}
+    if tasks is not None:
+        written |= {key: item for key, item in metrics_for(tasks.tasks, tasks).items() if key not in written}
+    metrics = {key: _metric(reader, key, item) for key, item in written.items()}
     document.raise_problems()
     assert head is not None
     assert probes is not None
-    split = _split(head, data or {})
-    root, sets = _data(sources, dict(data or {}), split, str(name))
+    split = _split(head, overrides)
+    root, sets, optional = _data(sources, overrides, split, str(name))
     suite = Suite(
         head.suite, head.version, shipped.describe(path), split, root, sets, probes,
-        {key: spec for key, spec in metrics.items() if spec is not None},
+        {key: spec for key, spec in metrics.items() if spec is not None}, optional, tasks,
     )  # fmt: skip
     _check_names(suite, path)
     return suite
+
+
+def _is_task_score(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("kind") == "task_score"
+
+
+def _tasks(reader: Reader, document: Document, overrides: dict[str, Any]) -> TaskSpec | None:
+    """The section `lm_eval`, with what the user says otherwise under the same name."""
+    if "lm_eval" not in document.values:
+        return None
+    section = {**_section(document, "lm_eval"), **(overrides.pop("lm_eval", None) or {})}
+    return reader.section(TaskSpec, section, ("lm_eval",))
+
+
+def _probes(reader: Reader, section: dict[str, Any]) -> ProbeSpec | None:
+    most = reader.check(section.pop("max_new_tokens", 200), int, ("probes", "max_new_tokens"), least=1)
+    asks: dict[str, list[Ask]] = {}
+    for probe, items in section.items():
+        if probe not in ASK_OPTIONS:
+            reader.unknown(("probes", probe), [*ASK_OPTIONS, "max_new_tokens"])
+            continue
+        if not isinstance(items, list):
+            reader.problem(("probes", probe), f"probes.{probe} must be a list, found {show(items)}")
+            continue
+        asks[probe] = [a for number, item in enumerate(items) if (a := _ask(reader, probe, number, item))]
+    return None if most is None else ProbeSpec(asks, most)
+
+
+def _ask(reader: Reader, probe: str, number: int, item: Any) -> Ask | None:
+    """A data set's name, or a section that names it."""
+    at = ("probes", probe, str(number))
+    values = {"dataset": item} if isinstance(item, str) else item
+    allowed = ("dataset", "limit", *ASK_OPTIONS[probe])
+    for key in values if isinstance(values, Mapping) else ():
+        if key not in allowed:
+            reader.unknown((*at, str(key)), allowed)
+            return None
+    return reader.section(Ask, values, at)
 
 
 def _section(document: Document, key: str) -> dict[str, Any]:
@@ -129,19 +243,27 @@ def _split(head: _Head, data: Mapping[str, Any]) -> str | None:
 
 def _data(
     sources: dict[str, Any], overrides: dict[str, Any], split: str | None, name: str
-) -> tuple[str | None, dict[str, list[StreamSpec]]]:
-    """The sources of each data set, with the split's name filled in."""
+) -> tuple[str | None, dict[str, list[StreamSpec]], frozenset[str]]:
+    """The root and the sources of each data set, with the split's name filled in, and what may be absent."""
     overrides.pop("split", None)
     root = overrides.pop("root", None) or sources.pop("root", None)
     sources.pop("root", None)
+    if isinstance(root, str) and "{split}" in root:
+        root = root.replace("{split}", split or "")
     if unknown := [key for key in overrides if key not in sources]:
         hint = did_you_mean(unknown[0], [*sources, "split", "root"])
         raise RecipeError(f"suite {name} has no data set {unknown[0]!r}{hint}")
-    sets = {}
+    sets, optional = {}, set()
     for key, value in {**sources, **overrides}.items():
         several = value if isinstance(value, list) else [] if value is None else [value]
-        sets[key] = [_source(one, key, split) for one in several]
-    return root, sets
+        if any(isinstance(one, Mapping) and one.get("optional") for one in several):
+            optional.add(key)
+        plain = [
+            {k: v for k, v in one.items() if k != "optional"} if isinstance(one, Mapping) else one
+            for one in several
+        ]
+        sets[key] = [_source(one, key, split) for one in plain]
+    return root, sets, frozenset(optional)
 
 
 def _source(value: Any, key: str, split: str | None) -> StreamSpec:
@@ -159,16 +281,20 @@ def _source(value: Any, key: str, split: str | None) -> StreamSpec:
             raise RecipeError(f"{where}: unknown key {name!r}{did_you_mean(str(name), hints)}")
         if fit(item, hints[name]) is MISFIT:
             raise RecipeError(f"{where}.{name} must be {phrase(hints[name])}, found {show(item)}")
-        if isinstance(item, str) and "{split}" in item:
+        if isinstance(item, str) and ("{split}" in item or "{number}" in item):
             if split is None:
                 raise RecipeError(f"{where}.{name} is {item!r}, but no split is given; set evaluation.split")
-            fields[name] = item.replace("{split}", split)
+            number = "".join(filter(str.isdigit, split))  # the holdout10 of forget10
+            fields[name] = item.replace("{split}", split).replace("{number}", number)
     return StreamSpec(**fields)
 
 
 def _check_names(suite: Suite, path: Path) -> None:
-    used = {*suite.probes.answer_likelihood, *suite.probes.generate_answer}
-    used |= {m.dataset for m in suite.metrics.values() if m.dataset}
+    used = suite.probes.datasets
+    for spec in suite.metrics.values():
+        if spec.kind != "task_score":
+            names = (spec.dataset, spec.options.get("holdout"))
+            used |= {name for name in names if isinstance(name, str)}
     if unknown := sorted(used - set(suite.data)):
         hint = did_you_mean(unknown[0], suite.data)
         raise RecipeError(f"{path}: {unknown[0]!r} is used, but it is not under data{hint}")

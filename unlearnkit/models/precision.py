@@ -20,12 +20,13 @@ def own_precision(model: Any) -> Iterator[None]:
     from accelerate.utils.operations import ConvertOutputsToFp32
 
     wrapped = forward = vars(model).get("forward")
+    original = getattr(vars(model).get("_original_forward"), "__func__", None)  # kept by accelerate
     # Each time that the model is prepared adds two wrappers, to float32 around autocast; while it is trained,
-    # autocast may stand alone. torch marks its wrapper for the JIT compiler.
+    # autocast may stand alone, made by torch, which marks its wrapper for the JIT compiler, or by accelerate.
     while (inner := getattr(forward, "__wrapped__", None)) is not None:
         if isinstance(inner, ConvertOutputsToFp32):
             forward = inner.model_forward
-        elif hasattr(forward, "__script_unsupported"):
+        elif hasattr(forward, "__script_unsupported") or inner is original:
             forward = inner
         else:
             break

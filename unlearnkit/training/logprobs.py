@@ -21,6 +21,10 @@ from unlearnkit.data.formats import IGNORE as IGNORE
 
 #: Positions whose float32 log-softmax is held at once.
 CHUNK = 512
+#: The same where several passes over them follow each other: few enough to stay in a CPU's cache.
+STATISTICS_CHUNK = 128
+#: exp of it is 0 in any dtype.
+_NOTHING = -1000.0
 
 
 def target_mask(labels_BT: Tensor) -> Tensor:
@@ -134,18 +138,22 @@ class TokenStats(NamedTuple):
 
 
 @torch.no_grad()
-def token_statistics(logits_NV: Tensor, targets_N: Tensor, *, chunk: int = CHUNK) -> TokenStats:
+def token_statistics(logits_NV: Tensor, targets_N: Tensor, *, chunk: int = STATISTICS_CHUNK) -> TokenStats:
     """Everything that token-level metrics ask of one scoring pass."""
     parts = []
     for i in range(0, max(logits_NV.shape[0], 1), chunk):
-        logp = torch.log_softmax(wide(logits_NV[i : i + chunk]), dim=-1)
-        target = targets_N[i : i + chunk]
-        p = logp.exp()
+        logits, target = wide(logits_NV[i : i + chunk]), targets_N[i : i + chunk]
+        best, place = logits.max(-1)
+        # log p = s - log Z with s = z - max z and Z = sum exp s: mean and variance are those of s, moved.
+        s = logits - best[:, None]
+        picked = s.gather(1, target[:, None])[:, 0]
         # A logit of -inf has p = 0 and contributes nothing: 0 * inf must not become NaN.
-        finite = torch.where(p > 0, logp, torch.zeros_like(logp))
-        mean = (p * finite).sum(-1)
-        variance = (p * (finite - mean[:, None]).square()).sum(-1)
-        parts.append((logp.gather(1, target[:, None])[:, 0], logp.argmax(-1) == target, mean, variance))
+        weights = s.clamp_(min=_NOTHING).exp()
+        total = weights.sum(-1)
+        mean = torch.linalg.vecdot(weights, s) / total
+        variance = torch.linalg.vecdot(weights, s.sub_(mean[:, None]).square_()) / total
+        log_total = total.log()
+        parts.append((picked - log_total, place == target, mean - log_total, variance))
     return TokenStats(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -215,7 +223,9 @@ def _select_before_head(model: Any, positions_N: Tensor, shape: torch.Size) -> I
         handle.remove()
 
 
-def target_logits(model: Any, batch: Mapping[str, Any], *, unwrapped: Any = None) -> TargetLogits:
+def target_logits(
+    model: Any, batch: Mapping[str, Any], *, unwrapped: Any = None, **options: Any
+) -> TargetLogits:
     """One forward pass whose LM head computes nothing but the target positions.
 
     Works through DDP, FSDP and PEFT wrappers, because the model is called whole: a pre-hook on the output
@@ -227,11 +237,12 @@ def target_logits(model: Any, batch: Mapping[str, Any], *, unwrapped: Any = None
         batch: `input_ids`, `labels`, `attention_mask` (not if packed) and `position_ids` (for left padding
         and if packed), each [B, T].
         unwrapped: the model whose head is hooked, if `model` hides it.
+        options: passed on to the model (`past_key_values`, say).
     """
     positions_N = positions_of(batch)
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
     hooked = model if unwrapped is None else unwrapped
     with _select_before_head(hooked, positions_N, batch["labels"].shape) as selected:
-        output = model(**inputs, use_cache=False)
+        output = model(**inputs, use_cache=False, **options)
     logits = output.logits if selected else output.logits.flatten(0, 1)[positions_N]
     return TargetLogits(logits, batch_targets(batch))

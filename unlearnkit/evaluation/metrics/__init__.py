@@ -12,16 +12,29 @@ from collections.abc import Callable
 from typing import Any
 
 from unlearnkit.evaluation.metrics import formulas
-from unlearnkit.evaluation.metrics.fluency import distinct_n, repetition
+from unlearnkit.evaluation.metrics.fluency import distinct_n, judged_logp, repetition
+from unlearnkit.evaluation.metrics.indications import paraphrase_preference
+from unlearnkit.evaluation.metrics.leakage import sampled_leakage
 from unlearnkit.evaluation.metrics.likelihood import (
     normalised_probability,
     probability,
     truth_ratio,
     truth_ratios,
 )
+from unlearnkit.evaluation.metrics.membership import member_scores, membership
+from unlearnkit.evaluation.metrics.memorization import exact_memorization, extraction_strength
+from unlearnkit.evaluation.metrics.privleak import privleak
+from unlearnkit.evaluation.metrics.recovery import recovered_share
 from unlearnkit.evaluation.metrics.result import MetricResult
 from unlearnkit.evaluation.metrics.rouge import rouge, rouge_l
+from unlearnkit.evaluation.metrics.tasks import task_score
 from unlearnkit.evaluation.metrics.tofu import PARTS, forget_quality, model_utility
+from unlearnkit.evaluation.metrics.verbatim import (
+    first_departure,
+    longest_common_substring,
+    verbatim_exact,
+    verbatim_rouge,
+)
 
 KINDS: dict[str, Callable[..., MetricResult]] = {
     "probability": probability,
@@ -32,6 +45,18 @@ KINDS: dict[str, Callable[..., MetricResult]] = {
     "model_utility": model_utility,
     "repetition": repetition,
     "distinct_n": distinct_n,
+    "judged_logp": judged_logp,
+    "exact_memorization": exact_memorization,
+    "extraction_strength": extraction_strength,
+    "verbatim_rouge": verbatim_rouge,
+    "verbatim_exact": verbatim_exact,
+    "longest_common_substring": longest_common_substring,
+    "first_departure": first_departure,
+    "sampled_leakage": sampled_leakage,
+    "paraphrase_preference": paraphrase_preference,
+    "membership": membership,
+    "privleak": privleak,
+    "task_score": task_score,
 }
 
 
@@ -46,15 +71,28 @@ __all__ = [
     "PARTS",
     "MetricResult",
     "distinct_n",
+    "exact_memorization",
+    "extraction_strength",
+    "first_departure",
     "forget_quality",
     "formulas",
+    "judged_logp",
+    "longest_common_substring",
+    "member_scores",
+    "membership",
     "model_utility",
     "normalised_probability",
     "options_of",
+    "paraphrase_preference",
+    "privleak",
     "probability",
+    "recovered_share",
     "repetition",
     "rouge",
     "rouge_l",
+    "sampled_leakage",
     "truth_ratio",
     "truth_ratios",
+    "verbatim_exact",
+    "verbatim_rouge",
 ]

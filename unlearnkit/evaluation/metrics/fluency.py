@@ -1,4 +1,7 @@
-"""Signs of collapse in what a model generates: repeated n-grams. Not part of TOFU; they back a warning."""
+"""Signs of collapse in what a model generates: repeated n-grams, and text unlikely to the target.
+
+Not part of TOFU; they back a warning.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,14 @@ import pandas as pd
 
 from unlearnkit.evaluation.metrics.result import MetricResult, mean_result, not_measured
 from unlearnkit.evaluation.metrics.rouge import unicode_tokens
-from unlearnkit.evaluation.records import GENERATE_ANSWER, GENERATION, Records, select
+from unlearnkit.evaluation.records import (
+    GENERATE_ANSWER,
+    GENERATION,
+    JUDGED_LIKELIHOOD,
+    Records,
+    answer_nll,
+    select,
+)
 
 
 def _ngrams(tokens: Sequence[str], size: int) -> list[tuple[str, ...]]:
@@ -51,3 +61,18 @@ def distinct_n(run: Records, *, dataset: str, retain: Records | None = None, siz
     unscored = [str(key) for key in records.loc[records["text"].isna(), "example_id"]]
     value = len(set(grams)) / len(grams)
     return MetricResult("distinct_n", value, n=len(texts), unscored=unscored, variant=variant)
+
+
+def judged_logp(run: Records, *, dataset: str, retain: Records | None = None, seed: int = 0) -> MetricResult:
+    """Mean log-prob per token, in nats (<= 0), that the target model gives to what the model itself says.
+
+    Per example the mean over the tokens of its own generation, then the mean over examples. Far below the
+    value of the target model's own answers, the model babbles. A generation without tokens is unscored.
+    """
+    variant = "mean per-token log-prob of the model's own answers under the target model"
+    records = select(run, JUDGED_LIKELIHOOD, dataset, GENERATION)
+    if records.empty:
+        why = f"no generations for {dataset!r} that the target model has judged"
+        return not_measured("judged_logp", why, variant=variant)
+    scores = -answer_nll(records).set_axis(records["example_id"].astype(str))
+    return mean_result("judged_logp", scores, variant=variant, seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class MetricResult:
         per_example: the score of each example (index: example id), NaN for the unscored.
         extra: further numbers, JSON-like.
         note: a plain sentence for the reader, or "".
+        weaker: no retain model stands behind the number: weaker evidence, and a report says so.
     """
 
     name: str
@@ -42,6 +44,7 @@ class MetricResult:
     per_example: pd.Series[float] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    weaker: bool = False
 
     @property
     def measured(self) -> bool:
@@ -50,7 +53,7 @@ class MetricResult:
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the per-example scores, with null in place of NaN and infinities."""
-        keys = ("value", "low", "high", "n", "unscored", "variant", "note", "extra")
+        keys = ("value", "low", "high", "n", "unscored", "variant", "note", "weaker", "extra")
         return {key: _plain(getattr(self, key)) for key in keys}
 
 
@@ -101,9 +104,17 @@ def mean_result(
 
 
 def resample_counts(n: int, *, seed: int | Sequence[int], resamples: int = RESAMPLES) -> FloatArray:
-    """How often each of n examples is drawn in each bootstrap resample, shape [resamples, n]."""
+    """How often each of n examples is drawn in each bootstrap resample, shape [resamples, n]; read-only."""
+    return _resample_counts(n, seed if isinstance(seed, int) else tuple(seed), resamples)
+
+
+@functools.lru_cache(maxsize=8)
+def _resample_counts(n: int, seed: int | tuple[int, ...], resamples: int) -> FloatArray:
+    # Remembered, since most metrics of a suite are means over the same examples.
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples)
-    return draws.astype(np.float64)
+    counts_RN = draws.astype(np.float64)
+    counts_RN.flags.writeable = False
+    return counts_RN
 
 
 def resampled_means(values_N: FloatArray, counts_RN: FloatArray) -> FloatArray:

@@ -1,0 +1,57 @@
+"""Strip the adapter: what the model still knows for somebody who leaves its adapter out.
+
+A model that was unlearned by an adapter and is handed out as base model and adapter has forgotten nothing:
+the base is the target. This attack says so in numbers, for runs with LoRA whose adapter is given away
+unmerged. What an adapter's training changed in the base itself (`bias: all`) stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from unlearnkit.errors import ModelError
+from unlearnkit.evaluation.attacks.subject import Subject
+
+
+@dataclass(frozen=True)
+class StripAdapter:
+    """Switch the adapter off, as somebody can who is given base model and adapter."""
+
+    @contextlib.contextmanager
+    def stages(self, subject: Subject) -> Iterator[Iterator[Subject]]:
+        """One stage: the base model with all adapters switched off.
+
+        Raises:
+            ModelError: there is no adapter (of peft's own PeftModel), or it is merged into the weights.
+        """
+        from peft import PeftModel
+
+        model = subject.model
+        if not isinstance(model, PeftModel):
+            raise ModelError(
+                f"the attack strip_adapter needs a model with an adapter, and this {type(model).__name__} "
+                "has none; leave the attack out"
+            )
+        if any(getattr(module, "merged", False) for module in model.modules()):
+            raise ModelError(
+                "the attack strip_adapter switches an adapter off, but this one is merged into the weights; "
+                "unmerge it, or leave the attack out"
+            )
+        trainable = [(p, p.requires_grad) for p in model.parameters()]
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            with model.disable_adapter():
+                # The model inside, whose weights have other names: prompts that were learned are no part of
+                # it, and its fingerprint is never that of the model with the adapter.
+                yield iter([replace(subject, model=model.get_base_model().eval(), variant="stripped")])
+        finally:
+            # An adapter that is switched on again becomes trainable.
+            for parameter, flag in trainable:
+                parameter.requires_grad_(flag)
+            for module, training in modes:
+                module.training = training
+
+
+ATTACK = StripAdapter
