@@ -68,7 +68,8 @@ def test_says_what_would_be_trained(check: Check) -> None:
     assert lines["model"].endswith("all weights")
     assert "cached log-probs" in lines["reference"]
     assert lines["training"] == "training   6 steps of 8 items on one process (10 items an epoch)"
-    assert lines["evaluation"].startswith("evaluation tofu (version 1)")
+    assert lines["evaluation"].startswith("evaluation tofu_full (version 1)")
+    assert lines["attacks"] == "attacks    relearn, on the unlearned and the retain model"
     _, examples, tokens, trained, source = lines["forget"].split()
     assert examples == "10"
     assert int(tokens.replace(",", "")) > int(trained.replace(",", "")) > 0

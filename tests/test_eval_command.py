@@ -101,3 +101,39 @@ def test_a_template_with_a_mistake(
     assert "unknown key 'knd' in template; did you mean 'kind'?" in capsys.readouterr().err
     assert evaluate(model, "--template", "chat") == 2
     assert "template must be a section of keys, found 'chat'" in capsys.readouterr().err
+
+
+def test_attacks_on_the_command_line(
+    evaluate: Evaluate, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("six.jsonl").write_text(
+        "".join(
+            json.dumps({"question": f"Who is {n}?", "answer": f"{n} is a writer."}) + "\n" for n in "abcdef"
+        )
+    )
+    relearn = "relearn: {steps: [1, 2], examples: 3}"
+    assert evaluate(model, "--attack", relearn, "--attack", "sampling", data="six.jsonl") == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines()]
+    shown = [" ".join(row[:3]) for row in rows if row[:1] in (["relearn"], ["sampling"])]
+    assert shown == ["relearn 1 step", "relearn 2 steps", "sampling worst of"]
+    (folder,) = kept()
+    assert sorted(p.parent.name for p in folder.glob("attacks/*/*/summary.json")) == [
+        "1-step", "2-steps", "worst-of-8",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--attack", "relern"], "unknown attack 'relern'; did you mean 'relearn'"),
+        (["--attack", "[1, 2]"], "is neither a name nor a name with options"),
+        (["--role", "master"], "--role is 'master'; it must be unlearned, target or retain"),
+        (["--suite", "forgot"], "unknown suite 'forgot'; did you mean 'forget'"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    evaluate: Evaluate, model: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert evaluate(model, *options) == 2
+    assert message in capsys.readouterr().err

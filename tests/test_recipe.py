@@ -175,6 +175,50 @@ def test_the_fingerprint_follows_what_is_done_and_not_what_it_is_called() -> Non
         assert load(FULL, change).fingerprint != recipe.fingerprint
 
 
+def test_evaluation_during_training_counts_where_it_decides_which_weights_are_kept() -> None:
+    """Every key that changes a number that a rule goes by; without a rule, none of them."""
+    every, rule = "evaluation.every=50 steps", "evaluation.keep={lowest: a, with: b}"
+    level = "evaluation.stop={when: a, below: 0.2}"
+    plain = MINIMAL.replace("evaluation: null", "evaluation: {suite: tofu}")
+    bare = load(plain).training_fingerprint
+    changes = (
+        "evaluation.every=epoch", "evaluation.during=tofu", "evaluation.during_limit=null",
+        "evaluation.split=forget05", "evaluation.data={root: x}", "evaluation.max_new_tokens=9",
+        "evaluation.reference=elsewhere",
+    )  # fmt: skip
+    others = ("evaluation.also=[tofu]", "evaluation.attacks=[relearn]", "evaluation.before=false")
+    for change in (*changes, *others):
+        assert load(plain, change).training_fingerprint == bare
+    for chosen in ((every, rule), (every, level)):
+        ruled = load(plain, *chosen).training_fingerprint
+        assert ruled != bare
+        for change in changes:
+            assert load(plain, *chosen, change).training_fingerprint != ruled
+        for change in others:
+            assert load(plain, *chosen, change).training_fingerprint == ruled
+    harder = load(plain, every, "evaluation.keep={lowest: a, with: b, at_least: 0.99}").training_fingerprint
+    assert harder != load(plain, every, rule).training_fingerprint
+
+
+def test_attacks_and_further_suites() -> None:
+    """A list of names or names with options, resolved to the same; null switches all off."""
+    text = MINIMAL.replace("evaluation: null", "evaluation: {also: [tofu], attacks: [relearn, quantize]}")
+    spec = load(text).evaluation
+    assert (spec.also, spec.attacks) == (["tofu"], {"relearn": {}, "quantize": {}})
+    assert (spec.attack_roles, spec.during_limit, spec.every) == (["unlearned", "retain"], 100, None)
+    options = load(text, "evaluation.attacks={relearn: {steps: [5, 10]}, quantize: null}")
+    assert options.evaluation.attacks == {"relearn": {"steps": [5, 10]}, "quantize": {}}
+    assert load(text, "evaluation.attacks=null").evaluation.attacks == {}
+    full = (
+        "evaluation.during_limit=null",
+        "evaluation.every=2 epochs",
+        "evaluation.keep={lowest: a, with: b}",
+    )
+    recipe = load(text, *full, "evaluation.stop={patience: 2}")
+    assert recipe.evaluation.during_limit is None
+    assert load(recipe.to_yaml()).evaluation == recipe.evaluation
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
@@ -308,8 +352,19 @@ def test_the_only_stream_is_the_anchor() -> None:
             "r.yaml:7: unknown recipe 'fictional/targte'; did you mean 'fictional/target'?",
         ),
         ("method: fake", "r.yaml:6: the key 'method' is given twice (line 2); keep one"),
+        ("evaluation: {during: tofo}", "r.yaml:6: unknown suite 'tofo'; did you mean 'tofu'?"),
+        ("evaluation: {also: [tofu, tofuu]}", "r.yaml:6: unknown suite 'tofuu'; did you mean 'tofu'?"),
+        ("evaluation: {also: tofu}", "r.yaml:6: evaluation.also must be a list of text, found 'tofu'"),
+        ("evaluation: {during_limit: 0}", "r.yaml:6: evaluation.during_limit must be at least 1, found 0"),
+        ("evaluation: {every: 50}", "r.yaml:6: evaluation.every must be '50 steps', 'epoch' or '2 epochs', found 50; did you mean '50 steps'?"),
+        ("evaluation: {evry: 50}", "r.yaml:6: unknown key 'evry' in evaluation; did you mean 'every'?"),
+        ("evaluation: {every: epoch, keep: {lowst: a, with: b}}", "r.yaml:6: evaluation.keep has the unknown key 'lowst'; did you mean 'lowest'?"),
+        ("evaluation: {keep: {lowest: a, with: b}}", "r.yaml:6: evaluation.keep needs evaluations during training; add every: '50 steps', 'epoch' or '2 epochs'"),
+        ("evaluation: {every: epoch, stop: {patience: 3}}", "r.yaml:6: evaluation.stop with patience needs a rule that says which checkpoint is better; add keep: {lowest: METRIC, with: METRIC}, or write {when: METRIC, below: 0.2}"),
+        ("evaluation: {attacks: relearn}", "r.yaml:6: evaluation.attacks must be a list of names, or names with sections of options ({relearn: {steps: [5, 10]}}), found 'relearn'"),
+        ("evaluation: {attack_roles: [reatin]}", "r.yaml:6: evaluation.attack_roles must be a list of one of unlearned, retain, target, found ['reatin']"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_elsewhere(text: str, problem: str) -> None:
     [found] = problems(MINIMAL.replace("evaluation: null", text))
     assert found.startswith(problem)

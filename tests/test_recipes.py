@@ -11,7 +11,7 @@ from helpers_training import _freeze
 from unlearnkit import commands, shipped
 from unlearnkit.check import check_recipe
 from unlearnkit.evaluation.suite import load_suite
-from unlearnkit.preflight import suite_of
+from unlearnkit.preflight_evaluation import suite_of
 from unlearnkit.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent

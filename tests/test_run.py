@@ -16,7 +16,7 @@ import pytest
 from helpers_runs import NPO, SFT, command, die, files, in_a_process
 from helpers_training import _freeze
 
-from unlearnkit import commands, pipeline, run
+from unlearnkit import commands, measuring, run
 from unlearnkit.errors import ModelError, UserError
 from unlearnkit.evaluation import runner, store
 from unlearnkit.evaluation.records import EvalRun
@@ -367,5 +367,5 @@ def test_a_full_disk(
 
 def test_names_are_those_of_the_library() -> None:
     """The tests above replace these; a renamed one would make them pass for nothing."""
-    assert runner.evaluate is pipeline.evaluate
+    assert runner.evaluate is measuring.evaluate
     assert run.RunDir(Path("a")).evaluation("tofu", "target") == Path("a/eval/tofu@target")

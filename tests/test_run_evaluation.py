@@ -13,7 +13,7 @@ from helpers_runs import NPO
 from helpers_training import _freeze
 
 from unlearnkit import commands
-from unlearnkit.errors import RecordsError
+from unlearnkit.errors import RecordsError, UserError
 from unlearnkit.models import load
 
 Runs = Callable[..., Path]
@@ -103,7 +103,7 @@ def test_the_target_is_loaded_as_it_was_trained(
         "a", *(f"model.{key}={value}" for key, value in settings.items()), f"model.tokenizer={tokenizer}"
     )
     bases = [options for path, options in loaded if path == str(target)]
-    assert bases == [settings] * 3, "for training, as the target, and under the adapter"
+    assert bases == [settings] * 4, "for training, as the target, under the adapter, and as its judge"
     assert (str(folder / "model"), settings) in loaded
     assert tokenizers.count((str(tokenizer), {"revision": "main"})) == 2
     target_name = summary(folder / "eval" / "forget@target")["fingerprint"]["model"]
@@ -125,3 +125,41 @@ def test_another_evaluation_trains_nothing_again(
     assert (folder / "eval" / "forget@target").is_dir()
     assert (folder / "report.html").exists()
     assert make(None, "training.beta=0.3", stages=("train",)) != folder
+
+
+def test_attacks_and_further_suites_of_a_run(make: Runs, target: Path) -> None:
+    """The retain model is attacked alike, as the control; further suites are asked without attacks."""
+    data = FORGET.rstrip("}") + "}, holdout: {name: holdout10, limit: 4}}"
+    attacks = "evaluation.attacks={relearn: {steps: [1], examples: 2}}"
+    settings = (data, f"evaluation.reference={target}", attacks, "evaluation.also=[membership]")
+    folder = make("a", *settings, stages=commands.ALL)
+    stages = sorted(
+        str(p.parent.relative_to(folder / "eval")) for p in folder.glob("eval/*/attacks/*/*/summary.json")
+    )
+    assert stages == ["forget/attacks/relearn/1-step", "forget@retain/attacks/relearn/1-step"]
+    assert sorted(p.name for p in (folder / "eval").glob("membership*")) == [
+        "membership", "membership@retain", "membership@target",
+    ]  # fmt: skip
+    assert summary(folder / "eval/membership")["metrics"]["membership_loss"]["n"] == 10
+    report = summary(folder)
+    assert [stage["variant"] for stage in report["attacks"]["by_name"]["relearn"]] == ["1 step"]
+    assert "membership" in report["other_suites"]
+    # The retain model's evaluation, attacked stages included, serves another run.
+    other = make("b", data, f"evaluation.reference={folder}/eval/forget@retain", attacks)
+    assert (other / "eval/forget@retain/attacks/relearn/1-step/records.parquet").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ("evaluation.attacks=[relern]", "unknown attack 'relern'; did you mean 'relearn'"),
+        ("evaluation.attacks={relearn: {step: 1}}", "no option 'step'"),
+        ("evaluation.also=[membership]", "membership_loss needs the data set 'holdout'"),
+        ("evaluation.also=[forget]", "the suite forget is named twice"),
+        ("evaluation.also=[membrship]", "unknown suite 'membrship'; did you mean 'membership'"),
+    ],
+)
+def test_mistakes_are_found_before_training(make: Runs, settings: str, match: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=match):
+        make("a", FORGET, settings)
+    assert not (tmp_path / "runs" / "a" / "model").exists()

@@ -12,21 +12,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearnkit import lookup
-from unlearnkit.commands import quiet
 from unlearnkit.errors import DataError, UserError
 from unlearnkit.preflight import (
-    check_evaluation,
     load_streams,
     mix_of,
     note_retain_term,
     objective_of,
     refuse_missing_model,
-    suite_of,
     tokenizer_texts,
     training_args,
 )
+from unlearnkit.preflight_evaluation import check_during, check_evaluation, suite_of
 from unlearnkit.recipe import Recipe, load_recipe
 from unlearnkit.run import resolve_path, shown_source
+from unlearnkit.terminal import quiet
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -163,16 +162,25 @@ class _Facts:
         """The suite, its data, and what it will not be able to say."""
         from unlearnkit.data.streams import describe_source
 
+        spec = self.recipe.evaluation
+        check_during(self.recipe, self.notes.append)
+        check_evaluation(self.recipe, self.notes.append)
         suite = suite_of(self.recipe)
         if suite is None:
-            console.print("evaluation none")
+            console.print("evaluation none" if not spec.also else f"evaluation {', '.join(spec.also)}")
             return
-        check_evaluation(self.recipe, self.notes.append)
         sources = ", ".join(f"{k} = {describe_source(v, suite.root)}" for k, v in suite.data.items() if v)
         console.print(
             f"evaluation {suite.name} (version {suite.version}): {len(suite.metrics)} metrics on {sources}",
             markup=False,
         )
+        if spec.also:
+            console.print(f"also       {', '.join(spec.also)}", markup=False)
+        if spec.attacks:
+            roles = " and the ".join(spec.attack_roles)
+            console.print(f"attacks    {', '.join(spec.attacks)}, on the {roles} model", markup=False)
+        if spec.every:
+            console.print(f"meanwhile  suite {spec.during or 'forget'} every {spec.every}", markup=False)
         compared = any(m.kind == "forget_quality" for m in suite.metrics.values())
         if compared and self.recipe.evaluation.reference is None:
             self.notes.append(

@@ -146,10 +146,25 @@ def evaluate(
     reference: Annotated[
         str | None, typer.Option(help="The retain model, its run or its evaluation folder.")
     ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The model before unlearning, which judges how likely its answers are.")
+    ] = None,
+    role: Annotated[
+        str, typer.Option(help="What the model is in a report: unlearned, target or retain.")
+    ] = "unlearned",
     data: Annotated[
         list[str] | None,
         typer.Option(help="Override the suite's data, such as root=FOLDER or forget=mine.jsonl."),
     ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(help="Attack first (`unlearnkit ls attacks`); options as 'relearn: {steps: [5, 10]}'."),
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task of lm-evaluation-harness, for the suite capability.")
+    ] = None,
+    task_path: Annotated[str | None, typer.Option(help="A folder with tasks of your own.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1)] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for records and summary.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens in one forward pass.", min=1)] = 16384,
     template: Annotated[
@@ -158,9 +173,16 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate a model with a suite and print its metrics."""
-    from unlearnkit.commands import evaluate_model
+    from unlearnkit.commands import EvalRequest, evaluate_model
 
-    evaluate_model(model, suite, split, reference, data or [], output, batch_tokens, template)
+    if role not in ("unlearned", "target", "retain"):
+        raise UserError(f"--role is {role!r}; it must be unlearned, target or retain")
+    evaluate_model(
+        EvalRequest(
+            model, suite, split, reference, target, role, data or (), attack or (), task or (), task_path,
+            limit, output, batch_tokens, template,
+        )
+    )  # fmt: skip
 
 
 @app.command()
@@ -178,7 +200,8 @@ def report(
 @app.command()
 def ls(
     what: Annotated[
-        str | None, typer.Argument(help="recipes, suites, methods or launch (default: all).")
+        str | None,
+        typer.Argument(help="recipes, suites, attacks, methods or launch (default: all)."),
     ] = None,
 ) -> None:
     """List what is shipped, a line each."""

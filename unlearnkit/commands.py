@@ -5,26 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from unlearnkit.errors import UserError
 from unlearnkit.files import fingerprint, read_json
 from unlearnkit.recipe import Recipe, TemplateSpec, load_recipe
 from unlearnkit.run import RunDir, run_dir, runs_folder
+from unlearnkit.terminal import print_attacks, print_metrics, quiet, say
 
-console = Console(soft_wrap=True, highlight=False)
 ALL = ("train", "evaluate", "report")
-
-
-def say(text: str) -> None:
-    """Print a line, from one process of several."""
-    if os.environ.get("RANK", "0") == "0":
-        console.print(text, markup=False)
 
 
 def run_recipe(
@@ -48,9 +39,11 @@ def _check_before(recipe: Recipe) -> None:
     import tempfile
 
     quiet()
-    from unlearnkit.preflight import load_streams, objective_of, suite_of, training_args
+    from unlearnkit.preflight import load_streams, objective_of, training_args
+    from unlearnkit.preflight_evaluation import check_during, suite_of
 
     suite_of(recipe)
+    check_during(recipe)
     load_streams(recipe, objective_of(recipe, training_args(recipe, tempfile.gettempdir())).streams)
 
 
@@ -63,7 +56,7 @@ def run_one(recipe: Recipe, run: RunDir, stages: Sequence[str] = ALL, *, progres
     """The stages of one recipe in one folder."""
     quiet()
     from unlearnkit.pipeline import Pipeline
-    from unlearnkit.preflight import check_evaluation
+    from unlearnkit.preflight_evaluation import check_evaluation
 
     pipeline = Pipeline(recipe, run, say, progress)
     if "evaluate" in stages:
@@ -74,6 +67,7 @@ def run_one(recipe: Recipe, run: RunDir, stages: Sequence[str] = ALL, *, progres
         if "evaluate" in stages and (found := pipeline.evaluate()):
             labels = {role: str(e.summary["label"]) for role, e in found.items()}
             print_metrics({role: e.metrics for role, e in found.items()}, labels)
+            print_attacks({labels[role]: e for role, e in found.items()})
         if "report" in stages and recipe.evaluation.suite is not None:
             _say_verdict(recipe, pipeline.report())
     if "report" not in stages:
@@ -94,45 +88,117 @@ def _say_verdict(recipe: Recipe, report: Path | None) -> None:
     say(f"Report: {report}")
 
 
-def evaluate_model(
-    model: str, suite: str, split: str | None, reference: str | None, data: Sequence[str],
-    output: Path | None, batch_tokens: int, template: str | None = None,
-) -> None:  # fmt: skip
-    """Evaluate any model and print its metrics; `template` is YAML, by default that of the model's run."""
+@dataclass(frozen=True)
+class EvalRequest:
+    """What `unlearnkit eval` was asked for; texts as they stand on the command line.
+
+    `data` are key=value pairs; `attacks` are names, or YAML such as "relearn: {steps: [5, 10]}"; `template`
+    is YAML, by default that of the model's run.
+    """
+
+    model: str
+    suite: str = "tofu"
+    split: str | None = None
+    reference: str | None = None
+    target: str | None = None
+    role: str = "unlearned"
+    data: Sequence[str] = ()
+    attacks: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    task_path: str | None = None
+    limit: int | None = None
+    output: Path | None = None
+    batch_tokens: int = 16384
+    template: str | None = None
+
+
+def evaluate_model(request: EvalRequest) -> None:
+    """Evaluate any model, under attacks too, and print its metrics."""
     quiet()
-    from unlearnkit.evaluation.results import save_evaluation
     from unlearnkit.evaluation.runner import evaluate
-    from unlearnkit.preflight import evaluation_or_model
+    from unlearnkit.preflight_evaluation import evaluation_or_model
     from unlearnkit.run import resolve_path
+
+    overrides = _data_overrides(request)
+    attacks = _attacks(request.attacks)
+    path = evaluation_or_model(str(resolve_path(request.model)))
+    reference, target = (
+        None if one is None else evaluation_or_model(str(resolve_path(one)))
+        for one in (request.reference, request.target)
+    )
+    label, spec = _label(request.model), _template(path, request.template)
+    start_processes()
+    place = str(Path(path).resolve()) if Path(path).exists() else path
+    asked = fingerprint((place, request.suite, overrides, vars(spec)))[:6]
+    folders: list[Path] = []
+
+    def folder(found: Any) -> Path:
+        parts = (label, Path(request.suite).stem, found.summary["split"], asked)
+        own = Path("evaluations") / "-".join(filter(None, parts))
+        folders.append(_kept(request.output, own, found.summary["fingerprint"]))
+        return folders[0]
+
+    found = evaluate(
+        path, suite=request.suite, data=overrides, reference=reference, target=target, attacks=attacks,
+        role=request.role, batch_tokens=request.batch_tokens, label=label, template=spec, output=folder,
+    )  # fmt: skip
+    print_metrics({label: found.metrics})
+    print_attacks({label: found})
+    say(f"Records: {folders[0]}")
+
+
+def start_processes() -> None:
+    """Meet the other processes of an `accelerate launch`, so that they share the questions."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState()
+
+
+def _data_overrides(request: EvalRequest) -> dict[str, Any]:
+    """`--data`, `--split` and the options for tasks as overrides of the suite.
+
+    Raises:
+        UserError: something that is no key=value.
+    """
     from unlearnkit.yamlfile import parse_yaml
 
     overrides: dict[str, Any] = {}
-    for item in data:
+    for item in request.data:
         key, equals, value = item.partition("=")
         if not equals:
             raise UserError(
                 f"--data {item!r} is not key=value; write --data root=FOLDER or --data forget=FILE"
             )
         overrides[key] = parse_yaml(value, f"--data {key}", numbered=False).values[""]
-    if split is not None:
-        overrides["split"] = split
-    path = evaluation_or_model(str(resolve_path(model)))
-    other = None if reference is None else evaluation_or_model(str(resolve_path(reference)))
-    label = _label(model)
-    spec = _template(path, template)
-    found = evaluate(
-        path, suite=suite, data=overrides, reference=other, batch_tokens=batch_tokens, label=label,
-        template=spec,
-    )  # fmt: skip
-    print_metrics({label: found.metrics})
-    if os.environ.get("RANK", "0") == "0":
-        asked = (str(Path(path).resolve()) if Path(path).exists() else path, suite, overrides, vars(spec))
-        parts = (label, Path(suite).stem, found.summary["split"], fingerprint(asked)[:6])
-        folder = _kept(
-            output, Path("evaluations") / "-".join(filter(None, parts)), found.summary["fingerprint"]
-        )
-        save_evaluation(found, folder)
-        say(f"Records: {folder}")
+    if request.split is not None:
+        overrides["split"] = request.split
+    tasks = {"tasks": list(request.tasks), "include_path": request.task_path, "limit": request.limit}
+    if given := {key: value for key, value in tasks.items() if value}:
+        overrides["lm_eval"] = given
+    return overrides
+
+
+def _attacks(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Attacks with their options, from names or YAML.
+
+    Raises:
+        UserError: something that is neither.
+    """
+    from unlearnkit.yamlfile import parse_yaml
+
+    attacks: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        value = parse_yaml(text, "--attack", numbered=False).values[""]
+        if isinstance(value, str):
+            value = {value: {}}
+        if not isinstance(value, dict) or not all(isinstance(v, dict | None) for v in value.values()):
+            raise UserError(
+                f"--attack {text!r} is neither a name nor a name with options; write --attack relearn or "
+                "--attack 'relearn: {steps: [5, 10]}'"
+            )
+        attacks |= {str(name): dict(options or {}) for name, options in value.items()}
+    return attacks
 
 
 def _template(model: str, text: str | None) -> TemplateSpec:
@@ -180,39 +246,3 @@ def _label(model: str) -> str:
     path = Path(model.removeprefix("run:").rstrip("/"))
     path = path.resolve() if path.name in ("", ".", "..") else path
     return path.parent.name if path.name == "model" and path.parent.name else path.name
-
-
-def print_metrics(found: dict[str, Any], labels: dict[str, str] | None = None) -> None:
-    """A table of metrics, a column per model; what there is to say about a number stands below."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    roles: tuple[str, ...] = ("target", "unlearned", "retain")
-    order = [role for role in roles if role in found] or list(found)
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("metric")
-    for role in order:
-        table.add_column(escape((labels or {}).get(role, role)), justify="right")
-    names = next(iter(found.values()))
-    for name in names:
-        cells = [found[role].get(name) for role in order]
-        table.add_row(name, *("" if c is None else _number(c.value) if c.measured else "–" for c in cells))
-    console.print(table)
-    main = found.get("unlearned", next(iter(found.values())))
-    for name, metric in main.items():
-        if metric.note:
-            console.print(f"{name}: {metric.note}", markup=False)
-
-
-def _number(value: float) -> str:
-    return f"{value:.3e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
-
-
-def quiet() -> None:
-    """Libraries' own progress bars and notices are left out; ours say what matters."""
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()

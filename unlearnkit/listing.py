@@ -22,7 +22,7 @@ def listing(what: str | None) -> None:
     Raises:
         RecipeError: `what` is not something that can be listed.
     """
-    kinds = [*_KINDS, "methods"]
+    kinds = [*_KINDS, "methods", "attacks"]
     if what is not None and what not in kinds:
         raise RecipeError(f"cannot list {what!r}{did_you_mean(what, kinds)}")
     console = Console(soft_wrap=True)
@@ -37,6 +37,10 @@ def listing(what: str | None) -> None:
 def _entries(kind: str) -> list[tuple[str, str]]:
     if kind == "methods":
         return [(name, lookup.summary(name)) for name in lookup.methods()]
+    if kind == "attacks":
+        from unlearnkit.evaluation import attacks
+
+        return [(name, attacks.describe(name)) for name in attacks.available()]
     folder = _KINDS[kind]
     return [
         (name, shipped.describe(path))

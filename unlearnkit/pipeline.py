@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearnkit.evaluation.results import Evaluation, is_evaluation, read_evaluation
-from unlearnkit.evaluation.runner import evaluate, versions
+from unlearnkit.errors import ModelError
+from unlearnkit.evaluation.results import Evaluation
+from unlearnkit.evaluation.runner import versions
 from unlearnkit.files import fingerprint
+from unlearnkit.measuring import Measuring
 from unlearnkit.preflight import (
-    evaluation_or_model,
     load_streams,
     mix_of,
     note_retain_term,
     objective_of,
     refuse_missing_model,
-    suite_of,
     tokenizer_texts,
     training_args,
 )
+from unlearnkit.preflight_evaluation import check_during, during_suite
 from unlearnkit.recipe import Recipe
 from unlearnkit.run import RunDir, claim, device_name, model_identity, peak_memory_bytes, resolve_path
 
@@ -56,6 +57,7 @@ class Pipeline:
         """Train and save, or take what is there; returns the manifest."""
         args = training_args(self.recipe, str(self.run.checkpoints))
         read = objective_of(self.recipe, args).streams
+        check_during(self.recipe)
         note_retain_term(self.recipe, args, lambda text: self.say(f"{self.recipe.name}: {text}"))
         streams = load_streams(self.recipe, read)
         inputs: dict[str, Any] = {f"data.{name}": _content(data) for name, data in streams.items()}
@@ -89,9 +91,28 @@ class Pipeline:
         )  # fmt: skip
         keep_quiet(trainer)
         trainer.add_callback(LogFile(self.run.log))
+        self._add_during(trainer)
         trainer.add_callback(ReturnMemory())
         trainer.add_callback(QuietProgress(recipe.name, enabled=self.progress and _is_main()))
         return trainer
+
+    def _add_during(self, trainer: Any) -> None:
+        """Evaluation while training, where the recipe asks for it."""
+        from unlearnkit.training.during import EvaluateDuring
+        from unlearnkit.training.trajectory import TRAJECTORY
+
+        spec, suite = self.recipe.evaluation, during_suite(self.recipe)
+        trajectory = self.run.root / TRAJECTORY
+        if suite is None or spec.every is None:
+            trajectory.unlink(missing_ok=True)  # of an earlier attempt that was evaluated
+            return
+        trainer.add_callback(
+            EvaluateDuring(
+                suite, every=spec.every, limit=spec.during_limit, keep=spec.keep, stop=spec.stop,
+                reference=_resolved(spec.reference), template=self.recipe.data.template,
+                batch_tokens=spec.batch_tokens, max_new_tokens=spec.max_new_tokens, trajectory=trajectory,
+            )
+        )  # fmt: skip
 
     def load_target(self, streams: Mapping[str, Any]) -> tuple[Any, Any]:
         """The target model and its tokenizer, loaded or made."""
@@ -179,6 +200,8 @@ class Pipeline:
 
         specs, root = self.recipe.data.streams, self.recipe.data.root
         model = trainer.model
+        found = (getattr(callback, "selection", None) for callback in trainer.callback_handler.callbacks)
+        selection = next((entry for entry in found if entry is not None), None)
         sizes: dict[bool, list[int]] = {True: [], False: []}
         for p in model.parameters():
             sizes[p.requires_grad].append(getattr(p, "ds_numel", p.numel()))  # ZeRO-3 leaves p empty
@@ -205,61 +228,27 @@ class Pipeline:
             },
             "steps": trainer.state.global_step,
             "tokens_seen": trainer.tokens_seen,
+            **({} if selection is None else {"selection": selection}),
         }  # fmt: skip
 
     # ---- Evaluate ------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, Evaluation]:
         """Evaluate the retain model where there is one, the target model, and the unlearned model."""
-        suite, spec = suite_of(self.recipe), self.recipe.evaluation
-        if suite is None:
-            return {}
         started = time.perf_counter()
-        common = {
-            "suite": suite, "template": self.recipe.data.template, "batch_tokens": spec.batch_tokens,
-            "max_new_tokens": spec.max_new_tokens, "progress": self.progress,
-        }  # fmt: skip
-        found: dict[str, Evaluation] = {}
-        reference = resolve_path(spec.reference)
-        if reference is not None:
-            found["retain"] = self._one("retain", "retain model", reference, None, common)
-        retain = found.get("retain")
-        if spec.before and self.model_path is not None:
-            found["target"] = self._one("target", "target model", self.model_path, retain, common)
-        label = self.recipe.name.rsplit("/", 1)[-1]
-        found["unlearned"] = self._one("unlearned", label, str(self.run.model), retain, common)
+        measuring = Measuring(self.recipe, self.run, self.model_path, self.progress)
+        found = measuring.main()
+        if not found and not self.recipe.evaluation.also:
+            return {}
+        measuring.also()
         if _is_main():
             seconds = {"evaluate": round(time.perf_counter() - started, 2)}
-            asked = any(e.asked for e in found.values())
             known = "evaluate" in (self.run.read_manifest() or {}).get("seconds", {})
             # Reading known answers again costs nothing; what they did cost stays in the manifest.
             self.run.update_manifest(
-                status="complete", **({"seconds": seconds} if asked or not known else {})
+                status="complete", **({"seconds": seconds} if measuring.asked or not known else {})
             )
         return found
-
-    def _one(
-        self, role: str, label: str, model: str, retain: Evaluation | None, common: dict[str, Any]
-    ) -> Evaluation:
-        from unlearnkit.models.load import load_tokenizer
-
-        folder = self.run.evaluation(common["suite"].name, role)
-        model = evaluation_or_model(model)
-        if is_evaluation(model):
-            found = read_evaluation(model, common["suite"], role=role, label=label)
-            if _is_main():
-                found.run.save(folder)
-            return found
-        spec = self.recipe.model
-        loading: dict[str, Any] = {}
-        if role != "retain":  # as it was loaded to be trained; an adapter's base model as well
-            loading["load_options"] = {
-                "dtype": spec.dtype, "revision": spec.revision,
-                "attn_implementation": spec.attn_implementation,
-            }  # fmt: skip
-        if role == "target":
-            loading["tokenizer"] = load_tokenizer(spec.tokenizer or model, revision=spec.revision)
-        return evaluate(model, reference=retain, role=role, label=label, output=folder, **loading, **common)
 
     # ---- Report --------------------------------------------------------------------------------------------
 
@@ -270,6 +259,14 @@ class Pipeline:
         from unlearnkit.reporting import write_report
 
         return write_report(self.run.root, None).html
+
+
+def _resolved(reference: str | None) -> str | None:
+    """Where the retain model lies; None while it is still to be made."""
+    try:
+        return resolve_path(reference)
+    except ModelError:
+        return None
 
 
 def _content(data: Any) -> str:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unlearnkit import lookup
 from unlearnkit.errors import DataError, ModelError, RecipeError, UnreachableError, UserError
-from unlearnkit.evaluation.suite import Suite, load_suite
+from unlearnkit.preflight_evaluation import Note as Note
+from unlearnkit.preflight_evaluation import suite_of
 from unlearnkit.recipe import MixSpec, Recipe
-from unlearnkit.run import resolve_path, shown_source
+from unlearnkit.run import shown_source
 from unlearnkit.strict import did_you_mean
-
-#: Told about what cannot be reached from here; without one, it is an error.
-Note = Callable[[str], None]
 
 
 def training_args(recipe: Recipe, output_dir: str, *, on_cpu: bool = False) -> Any:
@@ -161,72 +159,6 @@ def load_streams(recipe: Recipe, read: tuple[str, ...], note: Note | None = None
             if name != "forget" and name in streams:
                 refuse_overlap(streams["forget"], streams[name], retain_name=name)
     return streams
-
-
-def suite_of(recipe: Recipe) -> Suite | None:
-    """The recipe's suite; data sets that it leaves open are the recipe's own streams, as is the root.
-
-    Raises:
-        RecipeError: no such suite, split or data set.
-    """
-    spec, own = recipe.evaluation, recipe.data
-    if spec.suite is None:
-        return None
-    data = dict(spec.data)
-    if spec.split is not None:
-        data["split"] = spec.split
-    if own.root is not None:
-        data.setdefault("root", own.root)
-    suite = load_suite(spec.suite, data)
-    for name, sources in suite.data.items():
-        if not sources and name in own.streams:
-            suite.data[name] = list(own.streams[name])
-    return suite
-
-
-def check_evaluation(recipe: Recipe, note: Note | None = None) -> None:
-    """Read the suite's data and look at the retain model, so that no training ends before a missing file.
-
-    Raises:
-        DataError, ModelError, RecordsError: what would stop the evaluation.
-    """
-    from unlearnkit.evaluation.runner import load_datasets
-
-    suite, reference = suite_of(recipe), recipe.evaluation.reference
-    if suite is None:
-        return
-    rows = None
-    try:
-        rows = load_datasets(suite)
-    except UnreachableError as error:
-        if note is None:
-            raise
-        note(str(error))
-    try:
-        if reference is not None:
-            _check_reference(evaluation_or_model(str(resolve_path(reference))), suite, rows)
-    except ModelError as error:
-        if note is None or reference is None or Path(reference).exists():
-            raise
-        note(f"evaluation.reference: {error}")
-
-
-def _check_reference(path: str, suite: Suite, rows: Mapping[str, Any] | None) -> None:
-    from unlearnkit.evaluation.results import is_evaluation, read_evaluation, refuse_other_data
-    from unlearnkit.models.load import load_tokenizer
-
-    if not is_evaluation(path):
-        load_tokenizer(path)
-        return
-    found = read_evaluation(path, suite)
-    if rows is not None:
-        refuse_other_data(suite, rows, found.run)
-
-
-def evaluation_or_model(path: str) -> str:
-    """A run's folder stands for its model."""
-    inner = Path(path) / "model"
-    return str(inner) if not (Path(path) / "config.json").exists() and inner.is_dir() else path
 
 
 def tokenizer_texts(recipe: Recipe, streams: Mapping[str, Any]) -> list[str]:

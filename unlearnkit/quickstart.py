@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
-from unlearnkit.commands import run_one, say
+from unlearnkit.commands import run_one
 from unlearnkit.recipe import load_recipe
 from unlearnkit.run import run_dir, runs_folder
+from unlearnkit.terminal import say
 
 RECIPES = ("fictional/target", "fictional/retain", "fictional/npo", "fictional/grad_diff")
 

@@ -111,7 +111,11 @@ class EvaluationSpec:
 
     `reference` is the retain model, its run or its evaluation folder (path or `run:NAME`); `data` overrides
     the suite's own data section; `batch_tokens` bounds the padded tokens of a batch; `before`: measure the
-    target model too.
+    target model too; `also`: further suites; `attacks`: by name, with options (or a list of names), tried on
+    the models of `attack_roles`.
+
+    While training, `every` ("50 steps", "epoch") runs the suite `during` on `during_limit` examples a set;
+    `keep` and `stop` are rules over its metrics (see `training/selection.py`).
     """
 
     suite: str | None = "tofu"
@@ -121,6 +125,28 @@ class EvaluationSpec:
     batch_tokens: int = field(default=16384, metadata={"least": 1})
     max_new_tokens: int | None = field(default=None, metadata={"least": 1})
     before: bool = True
+    also: list[str] = field(default_factory=list)
+    attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    attack_roles: list[Literal["unlearned", "retain", "target"]] = field(
+        default_factory=lambda: ["unlearned", "retain"]
+    )
+    every: str | None = None
+    during: str | None = None
+    during_limit: int | None = field(default=100, metadata={"least": 1})
+    keep: dict[str, Any] | None = None
+    stop: dict[str, Any] | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a rule over metrics decides which weights are kept."""
+        return self.keep is not None or self.stop is not None
+
+
+#: With a rule that chooses among checkpoints, all that decides the numbers it goes by.
+CHOOSING = (
+    "every", "during", "during_limit", "keep", "stop", "suite", "split", "data", "reference",
+    "max_new_tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -165,11 +191,18 @@ class Recipe:
 
     @property
     def training_fingerprint(self) -> str:
-        """Equal for recipes that train the same; what is measured afterwards does not count."""
-        return self._fingerprint("name", "output", "evaluation", "needs")
+        """Equal for recipes that train the same; what is measured afterwards does not count.
 
-    def _fingerprint(self, *ignored: str) -> str:
-        return fingerprint({key: value for key, value in self.to_dict().items() if key not in ignored})
+        What is measured during training counts where it decides which weights are kept (`keep`, `stop`).
+        """
+        chosen = {}
+        if self.evaluation.chooses:
+            chosen = {f"evaluation.{key}": getattr(self.evaluation, key) for key in CHOOSING}
+        return self._fingerprint("name", "output", "evaluation", "needs", **chosen)
+
+    def _fingerprint(self, *ignored: str, **further: Any) -> str:
+        kept = {key: value for key, value in self.to_dict().items() if key not in ignored}
+        return fingerprint({**kept, **further})
 
 
 def _plain(spec: Any) -> Any:

@@ -10,7 +10,8 @@ from typing import Any
 
 from unlearnkit import lookup, shipped
 from unlearnkit.errors import RecipeError
-from unlearnkit.recipe import DataSpec, EvaluationSpec, MixSpec, ModelSpec, Recipe, StreamSpec
+from unlearnkit.recipe import DataSpec, MixSpec, ModelSpec, Recipe, StreamSpec
+from unlearnkit.recipe_evaluation import evaluation_section, suites_named
 from unlearnkit.strict import Reader, did_you_mean, field_hints, nearest
 from unlearnkit.yamlfile import Keys, read_document, show
 
@@ -71,7 +72,7 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str], *, check_tra
     if training is not None and not isinstance(training, dict):
         reader.problem(("training",), f"training must be a section of keys, found {show(training)}")
         training = None
-    evaluation = _evaluation(reader, values.get("evaluation", {}))
+    evaluation = evaluation_section(reader, values.get("evaluation", {}))
     if model and data and model.create:
         _create_streams(reader, model.create.tokenizer_streams, data)
     _names(reader, values)
@@ -251,20 +252,13 @@ def _create_streams(reader: Reader, names: list[str] | None, data: DataSpec) -> 
             )
 
 
-def _evaluation(reader: Reader, value: Any) -> EvaluationSpec | None:
-    if value is None:
-        return EvaluationSpec(suite=None)
-    return reader.section(EvaluationSpec, value, ("evaluation",))
-
-
 def _names(reader: Reader, values: Mapping[str, Any]) -> None:
     """The recipes and the suite that this recipe names exist; its own name is usable as a folder."""
     needs, evaluation, name = values.get("needs"), values.get("evaluation"), values.get("name")
-    wanted = [
+    wanted: list[tuple[str, Keys, Any]] = [
         ("recipes", ("needs", str(i)), one) for i, one in enumerate(needs if isinstance(needs, list) else ())
     ]
-    if isinstance(evaluation, dict):
-        wanted.append(("eval/suites", ("evaluation", "suite"), evaluation.get("suite")))
+    wanted += [("eval/suites", keys, one) for keys, one in suites_named(evaluation)]
     for kind, keys, target in wanted:
         if isinstance(target, str):
             try:

@@ -19,7 +19,7 @@ import yaml
 from unlearnkit import shipped
 from unlearnkit.errors import ModelError, UserError
 from unlearnkit.files import fingerprint, read_json, write_atomic, write_json
-from unlearnkit.recipe import Recipe
+from unlearnkit.recipe import CHOOSING, Recipe
 
 _FORMAT = 1
 
@@ -108,9 +108,11 @@ def runs_folder() -> Path:
 def run_dir(recipe: Recipe, overrides: tuple[str, ...] = (), name: str | None = None) -> RunDir:
     """The folder of a recipe's run: named after the recipe, with a short hash where overrides change it.
 
-    What is measured changes nothing that was trained, so such overrides do not count.
+    What is measured changes nothing that was trained, so such overrides do not count, unless a rule over the
+    measurements decides which weights are kept.
     """
-    overrides = tuple(o for o in overrides if not re.match(r"(evaluation|needs)[.=]", o))
+    chosen = rf"(?!\.({'|'.join(CHOOSING)})\b)" if recipe.evaluation.chooses else ""
+    overrides = tuple(o for o in overrides if not re.match(rf"(evaluation{chosen}|needs)[.=]", o))
     if name is None and recipe.output is not None:
         return RunDir(Path(recipe.output))
     slug = (name or recipe.name).replace("/", "-")

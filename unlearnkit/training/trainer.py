@@ -273,6 +273,9 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             self._attach_cached_logps()
             self._reference = reference.CachedLogps()
         self._step_metrics.clear()
+        for callback in self.callback_handler.callbacks:
+            if callable(attach := getattr(callback, "attach", None)):
+                attach(self)  # a callback that measures the model asks for its trainer
         return super().train(*args, **kwargs)
 
     def _live_reference(self) -> reference.Reference | None:

@@ -1,0 +1,89 @@
+"""A recipe's evaluations: its suite on the retain, target and unlearned model, attacks, further suites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from unlearnkit.evaluation.attacked import slug
+from unlearnkit.evaluation.results import ATTACKS, Evaluation, is_evaluation, read_evaluation
+from unlearnkit.evaluation.runner import evaluate
+from unlearnkit.evaluation.share import is_main
+from unlearnkit.evaluation.suite import Suite
+from unlearnkit.preflight_evaluation import also_suites, evaluation_or_model, suite_of
+from unlearnkit.recipe import Recipe
+from unlearnkit.run import RunDir, resolve_path
+
+
+@dataclass
+class Measuring:
+    """The evaluations of one run.
+
+    Args:
+        recipe: the resolved recipe.
+        run: its folder.
+        target_path: the model before unlearning; None where the recipe makes a model from scratch.
+        progress: show progress bars.
+    """
+
+    recipe: Recipe
+    run: RunDir
+    target_path: str | None
+    progress: bool = True
+    asked: int = field(default=0, init=False)
+
+    def main(self) -> dict[str, Evaluation]:
+        """The recipe's suite: the retain model where there is one, the target and the unlearned model.
+
+        The retain model comes first, since others compare with it; attacks follow each model.
+        """
+        suite = suite_of(self.recipe)
+        return {} if suite is None else self._all(suite, self.recipe.evaluation.attacks)
+
+    def also(self) -> dict[str, dict[str, Evaluation]]:
+        """Each further suite, without attacks."""
+        return {suite.name: self._all(suite, {}) for suite in also_suites(self.recipe)}
+
+    def _all(self, suite: Suite, attacks: Mapping[str, Any]) -> dict[str, Evaluation]:
+        spec, found = self.recipe.evaluation, dict[str, Evaluation]()
+        roles: dict[str, tuple[str, str | None]] = {"retain": ("retain model", resolve_path(spec.reference))}
+        roles["target"] = ("target model", self.target_path if spec.before else None)
+        roles["unlearned"] = (self.recipe.name.rsplit("/", 1)[-1], str(self.run.model))
+        for role, (label, path) in roles.items():
+            if path is not None:
+                own = attacks if role in spec.attack_roles else {}
+                found[role] = self._one(suite, role, label, path, found.get("retain"), own)
+                self.asked += found[role].asked + sum(stage.asked for stage in found[role].attacked)
+        return found
+
+    def _one(
+        self, suite: Suite, role: str, label: str, model: str, retain: Evaluation | None,
+        attacks: Mapping[str, Any],
+    ) -> Evaluation:  # fmt: skip
+        from unlearnkit.models.load import load_tokenizer
+
+        folder, spec = self.run.evaluation(suite.name, role), self.recipe.evaluation
+        model = evaluation_or_model(model)
+        if is_evaluation(model):
+            found = read_evaluation(model, suite, role=role, label=label)
+            if is_main():
+                found.run.save(folder)
+                for stage in found.attacked:
+                    attack, variant = stage.stage or ("", "")
+                    stage.run.save(folder / ATTACKS / attack / slug(variant))
+            return found
+        own = self.recipe.model
+        as_trained = {
+            "dtype": own.dtype, "revision": own.revision, "attn_implementation": own.attn_implementation,
+        }  # fmt: skip
+        loading: dict[str, Any] = {"target_options": as_trained}
+        if role != "retain":  # as it was loaded to be trained; an adapter's base model as well
+            loading["load_options"] = as_trained
+        if role == "target":
+            loading["tokenizer"] = load_tokenizer(own.tokenizer or model, revision=own.revision)
+        return evaluate(
+            model, suite=suite, reference=retain, target=self.target_path, attacks=attacks, role=role,
+            label=label, output=folder, template=self.recipe.data.template, batch_tokens=spec.batch_tokens,
+            max_new_tokens=spec.max_new_tokens, progress=self.progress, **loading,
+        )  # fmt: skip
