@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fabricated_attacks import add_everything
 from fabricated_runs import SHAPES, Shape, make_run
 
 
@@ -25,3 +26,10 @@ def make() -> Any:
 def shapes() -> dict[str, Shape]:
     """How the three models answer by default; `dataclasses.replace` makes another."""
     return SHAPES
+
+
+@pytest.fixture(scope="session")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with attacks, membership tests, samples, a second suite and a trajectory; not to be "
+    "changed."""
+    return add_everything(make_run(tmp_path_factory.mktemp("runs") / "npo_full", name="npo_full"))

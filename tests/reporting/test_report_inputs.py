@@ -134,11 +134,14 @@ def test_no_log_is_a_gap_not_an_error(run: Path) -> None:
     assert "Training curves: log.jsonl has no steps" in html
 
 
-def test_a_run_with_two_suites_shows_one_and_names_the_other(run: Path) -> None:
+def test_a_run_with_two_suites_judges_one_and_shows_the_other(run: Path) -> None:
+    """The verdict is about one suite; a further one is shown whole, in a section of its own."""
     shutil.copytree(run / "eval" / "tofu", run / "eval" / "zebra")
     view = load_run(run)
     assert view.suite == "tofu"
-    assert any("also holds zebra" in caution for caution in view.cautions)
+    assert list(view.others) == ["zebra"]
+    assert set(view.others["zebra"]) == {"unlearned"}
+    assert any("suite zebra" in gap for gap in view.gaps)
     assert load_run(run, suite="zebra").suite == "zebra"
 
 

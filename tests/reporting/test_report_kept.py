@@ -10,7 +10,8 @@ import pytest
 
 from unlearnkit.reporting import load_run, write_report
 from unlearnkit.reporting.kept import RETAIN_IS_TRAINED
-from unlearnkit.reporting.story import limits, story
+from unlearnkit.reporting.limits import limits
+from unlearnkit.reporting.story import story
 from unlearnkit.reporting.verdict import verdict_of
 
 TOO = "These are examples that it was trained to keep."

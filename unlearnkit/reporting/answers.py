@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from unlearnkit.evaluation import metrics
 from unlearnkit.evaluation.metrics.fluency import repeated_share
 from unlearnkit.evaluation.metrics.rouge import unicode_tokens
-from unlearnkit.evaluation.records import ANSWER, ANSWER_LIKELIHOOD, GENERATE_ANSWER, GENERATION, select
+from unlearnkit.evaluation.records import (
+    ANSWER,
+    ANSWER_LIKELIHOOD,
+    CONTINUATION,
+    CONTINUE_TEXT,
+    GENERATE_ANSWER,
+    GENERATION,
+    select,
+)
 from unlearnkit.reporting.story import dataset_name
 from unlearnkit.reporting.views import ROLES, EvalView, RunView
 
@@ -78,6 +86,7 @@ def answer_rows(run: RunView) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "id": example_id,
+                    "dataset": dataset,
                     "set": dataset_name(dataset),
                     **question,
                     "answers": answers,
@@ -90,7 +99,10 @@ def answer_rows(run: RunView) -> list[dict[str, Any]]:
 def _questions(view: EvalView, dataset: str) -> dict[str, dict[str, str]]:
     """Example id -> question and right answer, in the order of the records."""
     records = view.records
-    rows = records[(records["dataset"] == dataset) & records["field"].isin([ANSWER, GENERATION])]
+    rows = records[
+        (records["dataset"] == dataset) & records["field"].isin([ANSWER, GENERATION, CONTINUATION])
+    ]
+    rows = rows[rows["probe"].isin([ANSWER_LIKELIHOOD, GENERATE_ANSWER, CONTINUE_TEXT])]
     rows = rows.drop_duplicates("example_id")
     return {
         str(key): {"question": _text(prompt), "gold": _text(gold)}
@@ -118,6 +130,14 @@ def _scores(view: EvalView, dataset: str) -> dict[str, dict[str, Any]]:
             entry(key)[name] = None if math.isnan(value) else round(float(value), 4)
     for key in select(view.records, ANSWER_LIKELIHOOD, dataset, ANSWER)["example_id"]:
         entry(key)
+    if generated.empty:  # a document to go on with, in place of a question
+        continued = select(view.records, CONTINUE_TEXT, dataset, CONTINUATION)
+        for key, gold, text in zip(
+            continued["example_id"], continued["reference_text"], continued["text"], strict=True
+        ):
+            if isinstance(text, str) and isinstance(gold, str):
+                value = metrics.rouge_l(gold, text)
+                entry(key).update(text=text, rouge=None if math.isnan(value) else round(value, 4))
     return found
 
 

@@ -10,12 +10,15 @@ from typing import Any
 from markupsafe import Markup
 
 from unlearnkit import __version__
+from unlearnkit.reporting.attacks import attacks_of
 from unlearnkit.reporting.glossary import glossary
 from unlearnkit.reporting.html import QUALITY_LEAD, plane_plot, static
+from unlearnkit.reporting.limits import limits
 from unlearnkit.reporting.numbers import MISSING, number, p_value, seconds
-from unlearnkit.reporting.page import SUMMARY_FORMAT, summary
+from unlearnkit.reporting.page import shown_metrics
 from unlearnkit.reporting.seeds import seed_groups
-from unlearnkit.reporting.story import limits
+from unlearnkit.reporting.side_tables import side_tables
+from unlearnkit.reporting.summary import SUMMARY_FORMAT, summary
 from unlearnkit.reporting.tables import Cell, cell, extra_cell
 from unlearnkit.reporting.templating import render
 from unlearnkit.reporting.verdict import verdict_of
@@ -33,8 +36,10 @@ LEAD = "Every run as one point, with the target and the retain models they share
 
 def comparison(runs: list[RunView]) -> dict[str, Any]:
     """The content of a comparison, without plots."""
+    attacks = [attacks_of(run) for run in runs]
     verdicts: list[dict[str, Any]] = [
-        {"name": name, "verdict": verdict_of(run)} for name, run in zip(_names(runs), runs, strict=True)
+        {"name": name, "verdict": verdict_of(run, found)}
+        for name, run, found in zip(_names(runs), runs, attacks, strict=True)
     ]
     rows = []
     for entry, run in zip(verdicts, runs, strict=True):
@@ -51,12 +56,17 @@ def comparison(runs: list[RunView]) -> dict[str, Any]:
         "heads": [heads[0], "Distance D", *heads[1:], "Training"],
         "rows": rows,
         "seed_rows": _seed_rows(runs),
+        "side_tables": side_tables(runs, _names(runs), attacks),
+        "attacks": attacks,
         "verdicts": verdicts,
         "cautions": _cautions(runs),
         "differences": differences([run.recipe for run in runs]),
         "gaps": [f"{name}: {gap}" for name, run in zip(_names(runs), runs, strict=True) for gap in run.gaps],
         "limits": limits(runs),
-        "glossary": glossary(name for run in runs for name in run.main.metrics),
+        "glossary": glossary(
+            (metric for run in runs for metric in shown_metrics(run)),
+            dict.fromkeys(attack.name for found in attacks for attack in found),
+        ),
     }
 
 
@@ -95,8 +105,8 @@ def compare_html(runs: list[RunView], content: dict[str, Any]) -> str:
 def compare_summary(runs: list[RunView], content: dict[str, Any]) -> dict[str, Any]:
     """The comparison for machines: the summary of every run."""
     entries = [
-        summary(run, entry["verdict"]) | {"name": entry["name"]}
-        for run, entry in zip(runs, content["verdicts"], strict=True)
+        summary(run, entry["verdict"], attacks) | {"name": entry["name"]}
+        for run, entry, attacks in zip(runs, content["verdicts"], content["attacks"], strict=True)
     ]
     return {"format": SUMMARY_FORMAT, "cautions": content["cautions"], "runs": entries}
 
@@ -140,6 +150,12 @@ def _cautions(runs: list[RunView]) -> list[str]:
     targets = {json.dumps(run.target.fingerprint("model")) for run in runs if run.target}
     if len(targets) > 1:
         cautions.append("the runs do not start from the same target model")
+    if any(run.attacks for run in runs) and len({_attack_settings(run) for run in runs}) > 1:
+        cautions.append("the runs were not attacked with the same attacks and options")
     if len({run.suite for run in runs}) > 1:
         cautions.append("the runs were evaluated with different suites")
     return cautions
+
+
+def _attack_settings(run: RunView) -> str:
+    return json.dumps([(stage.name, stage.variant, stage.options) for stage in run.attacks], sort_keys=True)

@@ -1,7 +1,7 @@
 """From a matplotlib figure to an inline SVG that is the same, byte for byte, whenever the numbers are.
 
-`Figure` objects only, no pyplot, so that a report leaves no global state behind. Colours are Okabe and Ito's,
-which people with any colour vision can tell apart; every role also has its own marker.
+`Figure` objects only, no pyplot, so that a report leaves no global state behind. Every role has its own
+colour, marker and dashes; colours are those of `colours` and change with the page's light or dark mode.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-COLOURS = {"target": "#D55E00", "unlearned": "#0072B2", "retain": "#009E73"}
+from unlearnkit.reporting.colours import light, themed
+
+COLOURS = {role: light(role) for role in ("target", "unlearned", "retain")}
 MARKERS = {"target": "s", "unlearned": "o", "retain": "D"}
-RUN_COLOURS = ("#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#5B5B5B", "#000000")
-INK, QUIET, GRID = "#1f2933", "#616e7c", "#e4e7eb"
+DASHES: dict[str, Any] = {"target": (0, (5, 2)), "unlearned": "-", "retain": (0, (1.5, 1.2))}
+RUN_COLOURS = tuple(light(name) for name in ("unlearned", "pink", "orange", "sky", "grey", "black"))
+INK, QUIET, GRID, PAGE = light("ink"), light("quiet"), light("line"), light("page")
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": ["DejaVu Sans"],
     "font.size": 10.5,
     "text.parse_math": False,
-    "axes.edgecolor": "#9aa5b1",
+    "axes.edgecolor": light("axis"),
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
@@ -117,7 +120,7 @@ def label_points(axes: Axes, points: Sequence[tuple[str, float, float]], size: f
             fontsize=size,
             zorder=4,
             annotation_clip=False,
-            bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            bbox={"boxstyle": "round,pad=0.1", "facecolor": PAGE, "edgecolor": "none", "alpha": 0.8},
         )
 
 
@@ -148,8 +151,10 @@ def to_svg(fig: Figure, description: str) -> str:
     svg = svg.replace("font-family: 'DejaVu Sans'", "font-family: inherit")
     svg = re.sub(r"font: ([^;\"]*?)inherit", _longhand, svg)
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
+    # A hundredth of a point is finer than any screen.
+    svg = re.sub(r'\sd="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path.group(0)), svg)
     label = html.escape(description, quote=True)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+    return themed(svg).replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
 
 
 def _longhand(match: re.Match[str]) -> str:

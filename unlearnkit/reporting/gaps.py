@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
-from unlearnkit.reporting.views import ROLES, EvalView, Metric
+from unlearnkit.reporting.views import ROLES, AttackView, EvalView, Metric
 
 
 def why_missing(metric: Metric) -> str:
@@ -14,7 +15,7 @@ def why_missing(metric: Metric) -> str:
 
 def gaps_in(evaluations: dict[str, EvalView]) -> tuple[str, ...]:
     """What could not be measured, and why: phrases without a full stop."""
-    gaps = []
+    gaps: list[str] = []
     if "unlearned" in evaluations:
         if "target" not in evaluations:
             gaps.append("the model before unlearning: it was not evaluated, so there is no before and after")
@@ -22,13 +23,47 @@ def gaps_in(evaluations: dict[str, EvalView]) -> tuple[str, ...]:
             gaps.append(
                 "a retain model (one that never saw the forget set): none was evaluated with this run"
             )
+    return (*gaps, *_unmeasured(evaluations))
+
+
+def _unmeasured(evaluations: dict[str, EvalView]) -> Iterable[str]:
     for role in ROLES:
         if role in evaluations:
             for metric in evaluations[role].metrics.values():
                 if not metric.measured and role == ("unlearned" if "unlearned" in evaluations else role):
                     reason = why_missing(metric) or "no reason was recorded"
-                    gaps.append(f"{metric.title}: {reason}")
+                    yield f"{metric.title}: {reason}"
+
+
+def attack_gaps(evaluations: dict[str, EvalView], attacks: Iterable[AttackView]) -> tuple[str, ...]:
+    """What the attacks leave open: none run, not on the unlearned model, without a control."""
+    if "unlearned" not in evaluations:
+        return ()
+    stages = tuple(attacks)
+    if not stages:
+        return ("what comes back under attack: no attack was run",)
+    gaps = []
+    if "target" not in evaluations:
+        gaps.append(
+            "how much comes back under attack, as a share: the model before unlearning was not evaluated"
+        )
+    for name in dict.fromkeys(stage.name for stage in stages):
+        roles = {role for stage in stages if stage.name == name for role in stage.evaluations}
+        if "unlearned" not in roles:
+            gaps.append(f"what comes back under the attack {name}: it was not run on the unlearned model")
+        elif "retain" not in roles:
+            gaps.append(
+                f"the control of the attack {name}: it was not run on a model that never saw the examples"
+            )
     return tuple(gaps)
+
+
+def other_notes(suite: str, evaluations: dict[str, EvalView]) -> tuple[list[str], list[str]]:
+    """Gaps and cautions of a further suite of the run, with its name before each."""
+    gaps = [f"suite {suite}, {gap}" for gap in _unmeasured(evaluations)]
+    if "unlearned" in evaluations and "target" not in evaluations:
+        gaps.append(f"suite {suite}: the model before unlearning was not evaluated")
+    return gaps, [f"suite {suite}: {caution}" for caution in cautions_about(evaluations)]
 
 
 def cautions_about(evaluations: dict[str, EvalView]) -> tuple[str, ...]:
@@ -38,10 +73,9 @@ def cautions_about(evaluations: dict[str, EvalView]) -> tuple[str, ...]:
     for part, what in (("data", "data"), ("template", "prompt template")):
         if len({json.dumps(view.fingerprint(part), sort_keys=True) for view in views}) > 1:
             cautions.append(f"the models were not evaluated with the same {what} (fingerprints differ)")
+    cautions += _notes(views)
     for view in views:
         for metric in view.metrics.values():
-            if metric.measured and metric.note:
-                cautions.append(f"{metric.title}, {view.role} model: {metric.note.rstrip('.')}")
             if metric.unscored:
                 shown = ", ".join(metric.unscored[:5]) + (", …" if len(metric.unscored) > 5 else "")
                 cautions.append(
@@ -49,3 +83,18 @@ def cautions_about(evaluations: dict[str, EvalView]) -> tuple[str, ...]:
                     f"scored and are not in the number ({shown})"
                 )
     return tuple(cautions)
+
+
+def _notes(views: list[EvalView]) -> list[str]:
+    """The notes of the measured metrics; one that several share is given once."""
+    shared: dict[str, list[str]] = {}
+    for view in views:
+        for metric in view.metrics.values():
+            if metric.measured and metric.note:
+                shared.setdefault(metric.note.rstrip("."), []).append(f"{metric.title}, {view.role} model")
+    return [f"{_first_of(names)}: {note}" for note, names in shared.items()]
+
+
+def _first_of(names: list[str]) -> str:
+    more = len(names) - 1
+    return names[0] + (f", and {more} more number{'' if more == 1 else 's'}" if more else "")

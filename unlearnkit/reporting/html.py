@@ -8,8 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from unlearnkit.reporting import planes, plots
+from unlearnkit.reporting import curves, planes, plots, roc, trajectory_plot
 from unlearnkit.reporting.answers import truth_ratio_samples
+from unlearnkit.reporting.browser import LEAKED
+from unlearnkit.reporting.colours import variables
 from unlearnkit.reporting.tables import PARTS
 from unlearnkit.reporting.templating import json_for_script, render
 from unlearnkit.reporting.views import ROLES, EvalView, RunView
@@ -56,6 +58,7 @@ def run_html(run: RunView, content: dict[str, Any]) -> str:
     truth = plots.truth_ratio_curves(samples, labels, distance) if samples else ""
     roles = [role for role in ROLES if role in run.evaluations]
     parts = {role: [run.evaluations[role].value(name) for name, _ in PARTS] for role in roles}
+    trajectory = content["trajectory"]
     bars = plots.utility_bars([title for _, title in PARTS], parts, labels) if content["parts"] else ""
     return render(
         "run.html.j2",
@@ -69,15 +72,34 @@ def run_html(run: RunView, content: dict[str, Any]) -> str:
         truth_caption=_truth_caption(roles, note),
         parts_plot=Markup(bars),
         curves=Markup(plots.training_curves(run.log)),
-        examples=json_for_script(
-            {"roles": roles, "main": run.main.role, "compared": content["compared"], "rows": content["rows"]}
-        ),
+        attack_plots={attack.name: Markup(curves.recovery_plot(attack)) for attack in content["attacks"]},
+        returns=any(flag["code"] == "returns" for flag in content["flags"]),
+        roc_plot=Markup(roc.roc_curves(content["roc"])),
+        roc_low_plot=Markup(roc.low_rate_curves(content["roc"])),
+        roc_wide=len({curve["metric"] for curve in content["roc"]}) > 1,
+        trajectory_svg=Markup(trajectory_plot.trajectory_plot(trajectory) if trajectory else ""),
+        examples=_examples(run, content),
+    )
+
+
+def _examples(run: RunView, content: dict[str, Any]) -> Markup:
+    """What the script of the table needs, as JSON."""
+    return json_for_script(
+        {
+            "roles": [role.role for role in content["roles"]],
+            "heads": {role.role: role.when for role in content["roles"]},
+            "flags": {flag["code"]: flag["title"] for flag in content["flags"]},
+            "leaked": LEAKED,
+            "main": run.main.role,
+            "compared": content["compared"],
+            "rows": content["rows"],
+        }
     )
 
 
 def static(name: str) -> Markup:
     """A style sheet or a script of ours."""
-    return Markup(render(name).rstrip())
+    return Markup(render(name, light=variables(0), dark=variables(1)).rstrip())
 
 
 def _truth_caption(roles: list[str], note: str) -> str:
@@ -88,7 +110,7 @@ def _truth_caption(roles: list[str], note: str) -> str:
     )
     if "unlearned" in roles and "retain" in roles:
         text += (
-            " The black bar is D, the widest gap between unlearned and retain; forget quality asks whether "
+            " The thick bar is D, the widest gap between unlearned and retain; forget quality asks whether "
             "it is chance."
         )
     return f"{text} {note}".strip()

@@ -1,30 +1,32 @@
 """Reading a run directory, or a single evaluation, into memory: no model, no GPU, nothing written.
 
-A part that was never made (no retain model, no evaluation before unlearning) is a gap that the report
-names. A part that is there but cannot be read is an error: a report is never built from half a file.
+A part that was never made (no retain model, no attack, no evaluation before unlearning) is a gap that the
+report names. A part that is there but cannot be read is an error: a report is never built from half a file.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from unlearnkit.errors import RecordsError, UserError
-from unlearnkit.files import read_json
-from unlearnkit.reporting.gaps import cautions_about, gaps_in
+from unlearnkit.errors import RecordsError
+from unlearnkit.reporting.gaps import attack_gaps, cautions_about, gaps_in, other_notes
 from unlearnkit.reporting.kept import nothing_to_keep
-from unlearnkit.reporting.views import ROLES, EvalView, Metric, RunView
+from unlearnkit.reporting.read import (
+    RECORDS,
+    SUMMARY,
+    json_object,
+    load_evaluation,
+    recipe,
+    steps,
+    trajectory,
+)
+from unlearnkit.reporting.views import ROLES, AttackView, EvalView, RunView
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-SUPPORTED_FORMAT = 1
-SUMMARY = "summary.json"
-RECORDS = "records.parquet"
+ATTACKS = "attacks"
+"""The folder of attacked evaluations inside an evaluation folder: attacks/NAME/VARIANT."""
 
 
 def load_run(folder: str | Path, suite: str | None = None) -> RunView:
@@ -32,7 +34,8 @@ def load_run(folder: str | Path, suite: str | None = None) -> RunView:
 
     Args:
         folder: runs/NAME, or a folder with summary.json and records.parquet.
-        suite: which suite of the run; by default the first with forget quality, else the first by name.
+        suite: which suite of the run its verdict is about; by default the recipe's, if it has forget quality
+            or no other has, else the first with forget quality.
 
     Raises:
         RecordsError: the folder, or a part of it, is missing or cannot be read.
@@ -44,14 +47,16 @@ def load_run(folder: str | Path, suite: str | None = None) -> RunView:
         main = load_evaluation(folder)
         evaluations = {main.role: main}
         suite_name = str(main.summary.get("suite", folder.name.partition("@")[0]))
+        attacks = load_attacks(evaluations)
         return RunView(
             folder,
             main.label,
             suite_name,
             main,
             evaluations,
-            gaps=gaps_in(evaluations),
+            gaps=(*gaps_in(evaluations), *attack_gaps(evaluations, attacks)),
             cautions=cautions_about(evaluations),
+            attacks=attacks,
         )
     return _load_directory(folder, suite)
 
@@ -66,52 +71,71 @@ def _load_directory(folder: Path, suite: str | None) -> RunView:
         )
     if suite is not None and suite not in suites:
         raise RecordsError(f"{folder} has no suite '{suite}'; it has: {', '.join(suites)}")
-    mains = {name: load_evaluation(folder / "eval" / name) for name in ([suite] if suite else suites)}
-    chosen = next(
-        (name for name, view in mains.items() if "forget_quality" in view.metrics), next(iter(mains))
-    )
-    main = mains[chosen]
-    evaluations = {main.role: main}
-    for role in ("target", "retain"):
-        path = folder / "eval" / f"{chosen}@{role}"
-        if role not in evaluations and path.is_dir():
-            evaluations[role] = load_evaluation(path, role=role)
-    manifest = _object(folder / "manifest.json")
-    log, unreadable = _log(folder / "log.jsonl")
-    gaps = list(gaps_in(evaluations))
+    loaded = {name: _load_suite(folder, name) for name in suites}
+    manifest = json_object(folder / "manifest.json")
+    settings = recipe(folder / "recipe.yaml")
+    chosen = suite or _chosen({name: main for name, (main, _) in loaded.items()}, settings)
+    main, evaluations = loaded.pop(chosen)
+    log, unreadable = steps(folder / "log.jsonl")
+    during, unreadable_too = trajectory(folder / "trajectory.jsonl")
+    attacks = load_attacks(evaluations)
+    others = {name: models for name, (_, models) in loaded.items()}
+    gaps, cautions = list(gaps_in(evaluations)), list(cautions_about(evaluations))
+    gaps += attack_gaps(evaluations, attacks)
+    for name, models in others.items():
+        missing, notes = other_notes(name, models)
+        gaps += missing
+        cautions += notes
     if not log:
         gaps.append("training curves: log.jsonl has no steps")
-    recipe = _recipe(folder / "recipe.yaml")
-    cautions = list(cautions_about(evaluations))
-    if unreadable:
-        cautions.append(
-            f"{unreadable} line(s) of log.jsonl cannot be read and are left out of the training curves"
-        )
-    others = [name for name in suites if name != chosen]
-    if others:
-        cautions.append(f"this report shows the suite {chosen}; the run also holds {', '.join(others)}")
-    ordered = {role: evaluations[role] for role in ROLES if role in evaluations}
+    for count, file, what in (
+        (unreadable, "log.jsonl", "training curves"),
+        (unreadable_too, "trajectory.jsonl", "numbers over training"),
+    ):
+        if count:
+            cautions.append(f"{count} line(s) of {file} cannot be read and are left out of the {what}")
     name = _run_name(folder, manifest)
     if main.role == "unlearned" and name != manifest.get("name") and _is_named_after(main, manifest):
         main = replace(main, label=name)
-        ordered["unlearned"] = main
+        evaluations = {**evaluations, "unlearned": main}
     run = RunView(
         folder,
         name,
         chosen,
         main,
-        ordered,
+        evaluations,
         manifest,
-        recipe,
+        settings,
         log,
         tuple(gaps),
         tuple(cautions),
+        attacks,
+        others,
+        during,
     )
     if nothing_to_keep(run):
         # One reason in place of each retain metric's own.
         rest = [gap for gap in run.gaps if not gap.endswith("for 'retain'")]
         run = replace(run, gaps=(*rest, "what the model kept: no retain set was given"))
     return run
+
+
+def _load_suite(folder: Path, suite: str) -> tuple[EvalView, dict[str, EvalView]]:
+    """The evaluation of the run's own model, and those of all models in the order of the tables."""
+    main = load_evaluation(folder / "eval" / suite)
+    found = {main.role: main}
+    for role in ("target", "retain"):
+        path = folder / "eval" / f"{suite}@{role}"
+        if role not in found and path.is_dir():
+            found[role] = load_evaluation(path, role=role)
+    return main, {role: found[role] for role in ROLES if role in found}
+
+
+def _chosen(mains: Mapping[str, EvalView], settings: Mapping[str, Any]) -> str:
+    own = settings.get("evaluation")
+    named = Path(str(own.get("suite") or "")).stem if isinstance(own, dict) else ""
+    # sorted() keeps the order by name among equals.
+    return sorted(mains, key=lambda name: ("forget_quality" not in mains[name].metrics, name != named))[0]
 
 
 def _run_name(folder: Path, manifest: Mapping[str, Any]) -> str:
@@ -128,106 +152,57 @@ def _is_named_after(view: EvalView, manifest: Mapping[str, Any]) -> bool:
     return view.label == str(manifest.get("name") or "").rpartition("/")[2]
 
 
-def load_evaluation(folder: Path, role: str | None = None) -> EvalView:
-    """Read one evaluation folder.
-
-    Args:
-        folder: holds summary.json and records.parquet.
-        role: what the model is in this report; by default what the summary says.
+def load_attacks(evaluations: Mapping[str, EvalView]) -> tuple[AttackView, ...]:
+    """Every stage of every attack on any of the models, by attack, then by level and variant.
 
     Raises:
-        RecordsError: a file is missing, half-written or of an unknown format.
+        RecordsError: a stage cannot be read, or does not say what attack it is.
     """
-    summary = _object(folder / SUMMARY)
-    if summary.get("format") != SUPPORTED_FORMAT:
+    found: dict[tuple[str, str], AttackView] = {}
+    for role, view in evaluations.items():
+        for path in sorted((view.folder / ATTACKS).glob("*/*")):
+            if path.is_dir():
+                stage = _stage(path, role)
+                key = (stage.name, stage.variant)
+                if key in found:
+                    stage = _merged(found[key], stage, path)
+                found[key] = stage
+    return tuple(
+        sorted(found.values(), key=lambda stage: (stage.name, stage.level is None, stage.level or 0.0))
+    )
+
+
+def _stage(path: Path, role: str) -> AttackView:
+    view = load_evaluation(path, role=role)
+    attack = view.summary.get("attack")
+    if not isinstance(attack, dict) or not attack.get("name"):
         raise RecordsError(
-            f"{folder / SUMMARY} has format {summary.get('format')!r}, this version reads "
-            f"{SUPPORTED_FORMAT}; "
-            "evaluate again with this version"
+            f"{path / SUMMARY} does not say which attack it is; delete {path} and attack again"
         )
-    role = role or str(summary.get("role", "unlearned"))
-    if role not in ROLES:
-        raise RecordsError(f"{folder / SUMMARY} has the role {role!r}; it must be one of {', '.join(ROLES)}")
-    raw = summary.get("metrics")
-    if not isinstance(raw, dict):
-        raise RecordsError(f"{folder / SUMMARY} has no metrics; evaluate the model again")
-    metrics = {name: _metric(name, entry, folder) for name, entry in raw.items()}
-    return EvalView(folder, role, str(summary.get("label") or role), summary, metrics, _records(folder))
-
-
-def _metric(name: str, entry: Any, folder: Path) -> Metric:
-    def number(key: str) -> float:
-        value = entry.get(key)
-        return math.nan if value is None else float(value)
-
     try:
-        return Metric(
-            name,
-            str(entry.get("title") or name.replace("_", " ").capitalize()),
-            number("value"),
-            number("low"),
-            number("high"),
-            int(entry.get("n") or 0),
-            tuple(str(i) for i in entry.get("unscored") or ()),
-            str(entry.get("variant") or ""),
-            str(entry.get("note") or ""),
-            str(entry.get("group") or "other"),
-            dict(entry.get("extra") or {}),
+        level = None if attack.get("level") is None else float(attack["level"])
+        return AttackView(
+            str(attack["name"]),
+            str(attack.get("variant") or ""),
+            level,
+            dict(attack.get("options") or {}),
+            dict(attack.get("facts") or {}),
+            frozenset(str(one) for one in attack.get("seen") or ()),
+            {role: view},
         )
-    except (AttributeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
+        raise RecordsError(f"{path / SUMMARY}: the attack cannot be read ({error}); attack again") from None
+
+
+def _merged(one: AttackView, other: AttackView, path: Path) -> AttackView:
+    """The same stage on a further model; what either disclosed is left out of both."""
+    if set(one.evaluations) & set(other.evaluations):
         raise RecordsError(
-            f"{folder / SUMMARY}: the metric {name} cannot be read ({error}); evaluate again"
-        ) from None
-
-
-def _records(folder: Path) -> pd.DataFrame:
-    from unlearnkit.evaluation.records import EvalRun
-
-    return EvalRun.load(folder).records
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = read_json(path)
-    except UserError as error:
-        raise RecordsError(str(error)) from None
-    if not isinstance(value, dict):
-        raise RecordsError(
-            f"{path} must hold a JSON object, found {type(value).__name__}; run the command again"
+            f"{path} holds the same stage ({other.title}) as a folder beside it; delete one of the two"
         )
-    return value
-
-
-def _recipe(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecordsError(f"{path} is missing; a run directory holds its resolved recipe") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    if one.options != other.options:
         raise RecordsError(
-            f"{path} is not readable as YAML ({str(error).splitlines()[0]}); restore it"
-        ) from None
-    if not isinstance(value, dict):
-        raise RecordsError(f"{path} must hold a mapping, found {type(value).__name__}; restore it")
-    return value
-
-
-def _log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The steps in order, the last word on each (a resumed run repeats some), and the unreadable lines."""
-    if not path.is_file():
-        return [], 0
-    steps: dict[float, dict[str, Any]] = {}
-    unreadable = 0
-    for line in path.read_bytes().splitlines():
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            step = float(row["step"])
-        except (ValueError, KeyError, TypeError):
-            unreadable += 1  # a killed process may leave half a line
-            continue
-        steps[step] = steps.get(step, {}) | row
-    return [steps[step] for step in sorted(steps)], unreadable
+            f"{path}: the attack {other.title} has other options here than on the "
+            f"{next(iter(one.evaluations))} model; attack both models alike"
+        )
+    return replace(one, seen=one.seen | other.seen, evaluations={**one.evaluations, **other.evaluations})

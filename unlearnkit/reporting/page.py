@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from unlearnkit import __version__
-from unlearnkit.reporting import answers, tables
+from unlearnkit.reporting import browser, tables
+from unlearnkit.reporting.attacks import attacks_of
+from unlearnkit.reporting.cards import cards, evidence_cards
+from unlearnkit.reporting.evidence import selection_of
+from unlearnkit.reporting.gaps import cautions_about
 from unlearnkit.reporting.glossary import glossary
-from unlearnkit.reporting.story import limits, story
-from unlearnkit.reporting.verdict import Verdict, verdict_of
-from unlearnkit.reporting.views import ROLES, RunView
+from unlearnkit.reporting.limits import NO_ATTACK, limits
+from unlearnkit.reporting.membership import roc_curves
+from unlearnkit.reporting.story import story
+from unlearnkit.reporting.trajectory import trajectory_of
+from unlearnkit.reporting.verdict import verdict_of
+from unlearnkit.reporting.views import ROLES, EvalView, Metric, RunView
 
-SUMMARY_FORMAT = 1
 TITLES = {"target": "Target (before)", "unlearned": "Unlearned (after)", "retain": "Retain"}
 WHEN = {"target": "Before unlearning", "unlearned": "After unlearning", "retain": "Retain model"}
 
@@ -30,29 +37,30 @@ class Role:
 
 def page(run: RunView) -> dict[str, Any]:
     """The content of one run's report, without plots."""
-    rows = tables.metric_rows(run)
+    attacks = attacks_of(run)
     parts = tables.part_rows(run)
-    examples = answers.answer_rows(run)
+    examples = browser.example_rows(run)
     forget = [row for row in examples if row["set"] == "forget set"]
     return {
         "version": __version__,
         "title": run.name,
         "subtitle": subtitle(run),
-        "verdict": verdict_of(run),
-        "cards": tables.cards(run),
+        "verdict": verdict_of(run, attacks),
+        "cards": cards(run) + evidence_cards(run, attacks),
         "story": story(run),
         "limits": limits([run]),
-        "roles": [
-            Role(role, TITLES[role], WHEN[role], run.evaluations[role].label)
-            for role in ROLES
-            if role in run.evaluations
-        ],
-        "metric_groups": [
-            (group, list(found)) for group, found in itertools.groupby(rows, key=lambda row: row.group)
-        ],
+        "roles": _roles(run.evaluations),
+        "metric_groups": _grouped(run.evaluations),
+        "attacks": attacks,
+        "attack_missing": "" if attacks or run.unlearned is None else NO_ATTACK,
+        "roc": roc_curves(run.evaluations),
+        "trajectory": trajectory_of(run),
+        "others": [_other(suite, models) for suite, models in run.others.items()],
+        "selection": selection_of(run),
         "parts": parts,
         "rows": examples,
         "sets": list(dict.fromkeys(row["set"] for row in examples)),
+        "flags": browser.flag_counts(examples),
         "compared": "target" in run.evaluations and "unlearned" in run.evaluations,
         "forget_count": len(forget),
         "closest": sorted(
@@ -63,8 +71,38 @@ def page(run: RunView) -> dict[str, Any]:
         "costs": tables.cost_rows(run),
         "versions": tables.version_rows(run),
         "fingerprints": tables.fingerprint_rows(run),
-        "glossary": glossary(run.main.metrics),
+        "glossary": glossary(shown_metrics(run), [attack.name for attack in attacks]),
     }
+
+
+def _roles(evaluations: Mapping[str, EvalView]) -> list[Role]:
+    return [
+        Role(role, TITLES[role], WHEN[role], evaluations[role].label) for role in ROLES if role in evaluations
+    ]
+
+
+def _grouped(evaluations: Mapping[str, EvalView]) -> list[tuple[str, list[tables.Row]]]:
+    rows = tables.metric_rows(evaluations)
+    return [(group, list(found)) for group, found in itertools.groupby(rows, key=lambda row: row.group)]
+
+
+def _other(suite: str, models: Mapping[str, EvalView]) -> dict[str, Any]:
+    """A further suite of the run: its tables, with the settings that it was run with."""
+    first = next(iter(models.values()))
+    version = first.summary.get("suite_version")
+    return {
+        "suite": suite,
+        "title": f"Suite {suite}" + (f" version {version}" if version else ""),
+        "roles": _roles(models),
+        "metric_groups": _grouped(models),
+        "notes": list(cautions_about(dict(models))),
+    }
+
+
+def shown_metrics(run: RunView) -> list[Metric]:
+    """Every metric that the report has a row for."""
+    views = [view for models in run.others.values() for view in models.values()]
+    return [metric for view in (*run.evaluations.values(), *views) for metric in view.metrics.values()]
 
 
 def _rouge(row: dict[str, Any], run: RunView) -> float | None:
@@ -93,28 +131,3 @@ def recipe_text(run: RunView) -> str:
         if run.recipe
         else ""
     )
-
-
-def summary(run: RunView, verdict: Verdict) -> dict[str, Any]:
-    """The report for machines: verdict and every metric of the models side by side; null = not measured."""
-    names = dict.fromkeys(
-        name for role in ROLES if role in run.evaluations for name in run.evaluations[role].metrics
-    )
-    return {
-        "format": SUMMARY_FORMAT,
-        "name": run.name,
-        "suite": run.suite,
-        "split": run.main.summary.get("split"),
-        "verdict": {"code": verdict.code, "tone": verdict.tone, "text": verdict.text},
-        "models": {
-            role: {"label": view.label, "fingerprint": view.summary.get("fingerprint")}
-            for role, view in run.evaluations.items()
-        },
-        "metrics": {
-            name: {role: (view.summary["metrics"].get(name)) for role, view in run.evaluations.items()}
-            for name in names
-        },
-        "seconds": run.manifest.get("seconds"),
-        "not_measured": list(run.gaps),
-        "cautions": list(run.cautions),
-    }

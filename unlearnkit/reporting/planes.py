@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from unlearnkit.reporting.drawing import (
     COLOURS,
     MARKERS,
+    PAGE,
     QUIET,
     RUN_COLOURS,
     figure,
@@ -141,7 +142,7 @@ def _plane(axes: Axes, points: Sequence[Point]) -> None:
             color=colour,
             markersize=10,
             linestyle="none",
-            markeredgecolor="white",
+            markeredgecolor=PAGE,
             markeredgewidth=1.2,
             clip_on=False,
             zorder=3,

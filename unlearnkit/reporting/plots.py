@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from unlearnkit.reporting.drawing import (
     COLOURS,
+    DASHES,
     GRID,
     INK,
     figure,
@@ -46,7 +47,7 @@ def truth_ratio_curves(
                 np.r_[0.0, heights],
                 where="post",
                 color=COLOURS[role],
-                linestyle={"target": (0, (5, 2)), "retain": (0, (1.5, 1.2))}.get(role, "-"),
+                linestyle=DASHES[role],
                 label=f"{short(labels[role])} (n = {len(array)})",
                 linewidth=2,
             )
@@ -85,7 +86,7 @@ def _broken_lines(name: str) -> str:
 
 
 def _plain_number(value: float, _position: float) -> str:
-    return f"{value:g}"
+    return f"{value:g}".replace("e-0", "e-").replace("-", "−")
 
 
 def _room_above(clean: Mapping[str, Floats], axes: Axes) -> bool:
@@ -137,6 +138,7 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> str:
             axes.set_title(short(name))
             axes.margins(x=0.02, y=0.12)
             axes.locator_params(axis="both", nbins=5)
+            axes.yaxis.set_major_formatter(_plain_number)
             if place > len(curves) - columns:
                 axes.set_xlabel("step")
         return to_svg(fig, "Training curves: " + ", ".join(curves))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unlearnkit.reporting.kept import kept_ability
+from unlearnkit.reporting.membership import TPRS
 from unlearnkit.reporting.numbers import MISSING, count, memory, number, p_value, seconds
-from unlearnkit.reporting.views import ROLES, Metric, RunView
+from unlearnkit.reporting.views import ROLES, EvalView, Metric, RunView
 
 PARTS = tuple(
     (f"{dataset}_{part}", f"{title} {what}")
@@ -22,10 +23,18 @@ PARTS = tuple(
 """The nine parts of model utility: metric name and title."""
 GROUPS = {
     "forget": "Forgetting",
+    "memorization": "Memorisation: repeated word for word",
+    "leakage": "Leakage: what sampled answers still say",
+    "membership": "Membership: can it be told that it was trained on these examples",
+    "indication": "Indications without a retain model (weaker evidence)",
     "utility": "Keeping: utility",
     "retain": "Keeping: retain set",
+    "capability": "Keeping: general capability",
+    "fluency": "Fluency: does it still write sensibly",
     "other": "Other",
 }
+"""A metric's group and the heading it stands under, in the order of the tables."""
+WEAKER = "weaker evidence"
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,8 @@ class Cell:
     interval: str = ""
     n: int = 0
     note: str = ""
+    low: float | None = None
+    high: float | None = None
 
     @property
     def detail(self) -> str:
@@ -58,17 +69,7 @@ class Row:
     group: str
     cells: dict[str, Cell]
     variant: str
-
-
-@dataclass(frozen=True)
-class Card:
-    """One key number."""
-
-    title: str
-    value: str
-    raw: float | None
-    detail: str
-    hint: str
+    weaker: bool = False
 
 
 def cell(metric: Metric | None) -> Cell:
@@ -85,30 +86,57 @@ def cell(metric: Metric | None) -> Cell:
     )
     text = p_value(metric.value, metric.extra.get("log10_p")) if write is p_value else number(metric.value)
     unscored = f"{len(metric.unscored)} not scored" if metric.unscored else ""
-    return Cell(text, metric.value, interval, metric.n, unscored)
+    return Cell(text, metric.value, interval, metric.n, unscored, *_ends(metric.low, metric.high))
 
 
-def metric_rows(run: RunView) -> list[Row]:
-    """Every metric of any of the models, forget quality split into p, log10 p and D."""
-    names = dict.fromkeys(name for role in reversed(_roles(run)) for name in run.evaluations[role].metrics)
+def _ends(low: float, high: float) -> tuple[float | None, float | None]:
+    return (None, None) if math.isnan(low) or math.isnan(high) else (low, high)
+
+
+def metric_rows(evaluations: Mapping[str, EvalView]) -> list[Row]:
+    """Every metric of any of the models: forget quality as p, log10 p and D, an attack's AUC with its TPRs.
+
+    Args:
+        evaluations: role -> evaluation, of one suite.
+    """
+    roles = [role for role in ROLES if role in evaluations]
+    names = dict.fromkeys(name for role in reversed(roles) for name in evaluations[role].metrics)
     rows = []
     for name in names:
-        found = {role: run.evaluations[role].metrics.get(name) for role in _roles(run)}
+        found = {role: evaluations[role].metrics.get(name) for role in roles}
         first = next(metric for metric in found.values() if metric)
+        # The retain model's own numbers need no retain model behind them.
+        judged = next((found[role] for role in ("unlearned", "target") if found.get(role)), None)
+        weaker = judged is not None and judged.weaker
+        group = GROUPS.get(first.group, first.group)
         rows.append(
             Row(
                 name,
                 first.title,
-                GROUPS.get(first.group, first.group),
+                group,
                 {role: cell(metric) for role, metric in found.items()},
                 first.variant,
+                weaker,
             )
         )
+        for suffix, key, title in TPRS:
+            cells = {role: extra_cell(metric, key) for role, metric in found.items()}
+            if any(item.value is not None for item in cells.values()):
+                rows.append(
+                    Row(
+                        f"{name}:{suffix}",
+                        f"{first.title.removesuffix(' (AUC)')}: {title}",
+                        group,
+                        cells,
+                        "",
+                        weaker,
+                    )
+                )
         if name == "forget_quality":
             for key, title in (("log10_p", "Forget quality (log10 p)"), ("statistic", "KS distance D")):
                 cells = {role: extra_cell(metric, key) for role, metric in found.items()}
                 if any(item.value is not None for item in cells.values()):
-                    rows.append(Row(key, title, GROUPS.get(first.group, first.group), cells, ""))
+                    rows.append(Row(key, title, group, cells, ""))
     order = list(GROUPS.values())
     return sorted(rows, key=lambda row: order.index(row.group) if row.group in order else len(order))
 
@@ -121,7 +149,17 @@ def extra_cell(metric: Metric | None, key: str) -> Cell:
     digits = 2 if key == "log10_p" else 3
     low, high = metric.extra.get(f"{key}_low"), metric.extra.get(f"{key}_high")
     interval = "" if low is None or high is None else f"{number(low, digits)} to {number(high, digits)}"
-    return Cell(number(float(value), digits), float(value), interval, metric.n)
+    return Cell(number(float(value), digits), float(value), interval, metric.n, low=low, high=high)
+
+
+def titles(run: RunView) -> dict[str, str]:
+    """What each metric is called, by name, over all suites of the run."""
+    views = [view for models in run.others.values() for view in models.values()]
+    return {
+        name: metric.title
+        for view in (*views, *run.evaluations.values())
+        for name, metric in view.metrics.items()
+    }
 
 
 def part_rows(run: RunView) -> list[Row]:
@@ -142,64 +180,6 @@ def part_rows(run: RunView) -> list[Row]:
         row.name.rpartition("_")[0] for row in rows if any(c.value is not None for c in row.cells.values())
     }
     return rows if any(not name.startswith("retain") for name in measured) else []
-
-
-def cards(run: RunView) -> list[Card]:
-    """The key numbers under the verdict."""
-    view = run.unlearned or run.main
-    quality = view.metrics.get("forget_quality")
-    shown = []
-    if quality and quality.measured:
-        d, log10 = quality.extra.get("statistic"), quality.extra.get("log10_p")
-        shown.append(
-            Card(
-                "Forget quality",
-                f"p = {cell(quality).text}",
-                quality.value,
-                f"D = {number(d)}, log10 p = {number(log10, 2)}, n = {count(quality.n)}",
-                "above 0.05: no difference from a model that never saw the examples was found",
-            )
-        )
-    else:
-        shown.append(
-            Card("Forget quality", "n/a", None, "not measured", "needs a retain model and wrong answers")
-        )
-    kept = kept_ability(run)
-    utility = view.metrics.get("model_utility")
-    if utility and utility.measured:
-        detail = (
-            f"{number(kept.before)} {'before' if kept.base == 'target' else 'retain model'}"
-            if kept and kept.what == "utility"
-            else ""
-        )
-        shown.append(
-            _card(utility, "Model utility", detail, "what is left of the other abilities; higher is better")
-        )
-    names = [
-        ("forget_rouge", "Forget ROUGE-L", "overlap with the forgotten answers; lower repeats less"),
-        ("forget_probability", "Forget probability", "likelihood of the forgotten answers, per token"),
-    ]
-    if not (utility and utility.measured):
-        names.insert(
-            0, ("retain_rouge", "Retain ROUGE-L", "overlap with the answers to keep; higher is better")
-        )
-    for name, title, hint in names:
-        metric = view.metrics.get(name)
-        if metric and metric.measured:
-            before = [
-                f"{number(other.value(name))} {word}"
-                for other, word in ((run.target, "before"), (run.retain, "retain model"))
-                if other and other is not view
-            ]
-            shown.append(_card(metric, title, ", ".join(before), hint))
-    return shown
-
-
-def _card(metric: Metric, title: str, detail: str, hint: str) -> Card:
-    n = f"n = {count(metric.n)}" if metric.n else ""
-    return Card(
-        title, number(metric.value), metric.value, ", ".join(part for part in (detail, n) if part), hint
-    )
 
 
 def cost_rows(run: RunView) -> list[tuple[str, str]]:

@@ -25,7 +25,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(md=markdown_text, cell=markdown_cell, answer=markdown_answer)
+    environment.filters.update(md=markdown_text, cell=markdown_cell, answer=markdown_answer, number=number)
+    environment.filters.update(attacked=markdown_attacked, point=markdown_point)
     return environment
 
 
@@ -52,6 +53,25 @@ def markdown_answer(answer: dict[str, Any] | None) -> str:
         return MISSING
     text = MISSING if answer["text"] is None else answer["text"].strip() or "(empty answer)"
     return f"{text} (ROUGE-L {number(answer['rouge'], 2)}, probability {number(answer['probability'], 2)})"
+
+
+def markdown_attacked(attack: dict[str, Any] | None) -> str:
+    """The attacked answer that came nearest to the right one."""
+    if attack is None:
+        return MISSING
+    text = MISSING if attack["text"] is None else attack["text"].strip() or "(empty answer)"
+    shown = " (it had shown this example)" if attack["disclosed"] else ""
+    stage = ", ".join(part for part in (attack["title"], attack["variant"]) if part)
+    return f"{text} ({stage}{shown}, ROUGE-L {number(attack['leak'], 2)})"
+
+
+def markdown_point(entry: dict[str, Any] | None) -> str:
+    """A number of an evaluation during training, with its interval and n."""
+    if not isinstance(entry, dict) or entry["value"] is None:
+        return MISSING
+    low, high = entry["low"], entry["high"]
+    interval = "" if low is None or high is None else f"{number(low)} to {number(high)} · "
+    return f"{number(entry['value'])} ({interval}n = {entry['n']})"
 
 
 def json_for_script(value: Any) -> Markup:

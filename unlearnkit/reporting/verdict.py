@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from unlearnkit.reporting.answers import broken_answers
+from unlearnkit.reporting.attacks import Attack, attacks_of
+from unlearnkit.reporting.evidence import with_evidence
 from unlearnkit.reporting.gaps import why_missing
 from unlearnkit.reporting.kept import Kept, is_of_trained, kept_ability, kept_sentence
 from unlearnkit.reporting.numbers import count, number, p_value, percent
@@ -46,13 +49,19 @@ class Verdict:
         return " ".join((self.headline, *self.sentences))
 
 
-def verdict_of(run: RunView) -> Verdict:
-    """The verdict on a run, its broken answers counted from the records."""
-    return judge(run, {role: broken_answers(view) for role, view in run.evaluations.items()})
+def verdict_of(run: RunView, attacks: Sequence[Attack] | None = None) -> Verdict:
+    """The verdict on a run, its broken answers counted from the records.
+
+    Args:
+        run: what was measured.
+        attacks: what came back, where it was computed already.
+    """
+    found = judge(run, {role: broken_answers(view) for role, view in run.evaluations.items()})
+    return with_evidence(found, run, attacks_of(run) if attacks is None else attacks)
 
 
 def judge(run: RunView, broken: dict[str, float]) -> Verdict:
-    """Judge one run.
+    """Judge one run by its behaviour on the suite's questions, without attacks and membership tests.
 
     Args:
         run: what was measured.

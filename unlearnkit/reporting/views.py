@@ -32,6 +32,8 @@ class Metric:
     note: str
     group: str
     extra: dict[str, Any]
+    weaker: bool = False
+    """Weaker evidence: no retain model stands behind the number."""
 
     @property
     def measured(self) -> bool:
@@ -67,6 +69,25 @@ class EvalView:
 
 
 @dataclass(frozen=True)
+class AttackView:
+    """One stage of one attack ("relearn", "10 steps") and the models that it was run on."""
+
+    name: str
+    variant: str
+    level: float | None
+    options: dict[str, Any]
+    facts: dict[str, Any]
+    seen: frozenset[str]
+    """Ids of the examples that the attack itself disclosed; they say nothing about what came back."""
+    evaluations: dict[str, EvalView]
+
+    @property
+    def title(self) -> str:
+        """The attack and its stage, for messages."""
+        return f"{self.name}, {self.variant}" if self.variant else self.name
+
+
+@dataclass(frozen=True)
 class RunView:
     """Everything a report shows about one run."""
 
@@ -80,6 +101,11 @@ class RunView:
     log: list[dict[str, Any]] = field(default_factory=list)
     gaps: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
+    attacks: tuple[AttackView, ...] = ()
+    others: dict[str, dict[str, EvalView]] = field(default_factory=dict)
+    """Further suites of the run: suite -> role -> evaluation."""
+    trajectory: list[dict[str, Any]] = field(default_factory=list)
+    """Evaluations during training, in the order of their steps; step 0 is the target model."""
 
     @property
     def target(self) -> EvalView | None:
@@ -95,6 +121,12 @@ class RunView:
     def retain(self) -> EvalView | None:
         """The evaluation of the gold standard."""
         return self.evaluations.get("retain")
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """The rule by which a checkpoint was kept, and its metrics; empty where the last step was kept."""
+        found = self.manifest.get("selection")
+        return found if isinstance(found, dict) else {}
 
     @property
     def is_run(self) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from unlearnkit.errors import RecordsError
 from unlearnkit.files import write_atomic, write_json
-from unlearnkit.reporting.load import RECORDS, load_run
+from unlearnkit.reporting.load import load_run
+from unlearnkit.reporting.read import RECORDS
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ def write_report(
     folder = _out(paths, Path(out) if out is not None else None)
     # Imported here: reading a wrong path should not wait for matplotlib.
     from unlearnkit.reporting import compare, html, markdown, page
+    from unlearnkit.reporting.summary import summary as machine_summary
 
     if len(runs) == 1:
         content = page.page(runs[0])
         documents = html.run_html(runs[0], content), markdown.run_markdown(content)
-        summary = page.summary(runs[0], content["verdict"])
+        summary = machine_summary(runs[0], content["verdict"], content["attacks"])
     else:
         content = compare.comparison(runs)
         documents = compare.compare_html(runs, content), markdown.compare_markdown(content)

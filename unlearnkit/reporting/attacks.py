@@ -1,0 +1,176 @@
+"""The attack section of a report: every attack with its stages, its worst one, and what to keep in mind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unlearnkit.reporting.attack_words import EXPLAINED, LEVELS, TITLES, order_of, under
+from unlearnkit.reporting.numbers import count, number
+from unlearnkit.reporting.recoveries import MEASURES, Recovery, recovery, share
+from unlearnkit.reporting.views import AttackView, RunView
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of an attack on the unlearned model."""
+
+    variant: str
+    level: float | None
+    n: int
+    left_out: int
+    facts: tuple[tuple[str, str], ...]
+    recoveries: tuple[Recovery, ...]
+
+    @property
+    def strongest(self) -> Recovery | None:
+        """The measure by which most came back; None where no share could be computed."""
+        measured = [one for one in self.recoveries if one.judged.value is not None]
+        return max(measured, key=lambda one: one.judged.value or 0.0, default=None)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack with its stages, as a section of the report."""
+
+    name: str
+    title: str
+    explained: str
+    level_title: str
+    stages: tuple[Stage, ...]
+    headline: str
+    worst: str
+    spread: str
+    caveats: tuple[str, ...]
+
+
+def attacks_of(run: RunView) -> list[Attack]:
+    """Every attack that was run on the unlearned model; empty where nothing was unlearned."""
+    views = [stage for stage in run.attacks if "unlearned" in stage.evaluations]
+    if run.unlearned is None:
+        return []
+    names = sorted(dict.fromkeys(view.name for view in views), key=order_of)
+    return [_attack(name, [view for view in views if view.name == name], run) for name in names]
+
+
+def strongest(attacks: list[Attack]) -> tuple[Attack, Stage, Recovery] | None:
+    """The stage that brought most back, of all attacks; None where no share could be computed."""
+    found = [
+        (attack, stage, best)
+        for attack in attacks
+        for stage in attack.stages
+        if (best := stage.strongest) is not None
+    ]
+    return max(found, key=lambda item: item[2].judged.value or 0.0, default=None)
+
+
+def share_sentence(attack: Attack, stage: Stage, recovery: Recovery) -> str:
+    """ "38 % (30 % to 46 %) by ROUGE-L after 10 relearning steps; a model that never saw them: 12 %"."""
+    interval = f" ({recovery.back.interval})" if recovery.back.interval else ""
+    control = (
+        "no model that never saw them was attacked for comparison"
+        if recovery.control.value is None
+        else f"a model that never saw them: {recovery.control.text}"
+    )
+    where = under(attack.name, stage.variant, stage.level)
+    return f"{recovery.back.text}{interval} by {recovery.title} {where}; {control}"
+
+
+def _attack(name: str, views: list[AttackView], run: RunView) -> Attack:
+    stages = tuple(_stage(view, run) for view in views)
+    draft = Attack(
+        name,
+        TITLES.get(name, name.replace("_", " ").replace(".", " ").capitalize()),
+        EXPLAINED.get(name, "An attack of one's own."),
+        LEVELS.get(name, "level") if any(stage.level is not None for stage in stages) else "",
+        stages,
+        "",
+        "",
+        "",
+        tuple(_caveats(name, views, run)),
+    )
+    found = strongest([draft])
+    if found is None:
+        headline, worst = _plainly(stages), ""
+    else:
+        beyond = "" if found[2].excess.value is None else " beyond the control"
+        opening = "Nothing came back" if (found[2].back.value or 0.0) <= 0 else f"Strongest{beyond}"
+        headline, worst = f"{opening}: {share_sentence(*found)}.", found[1].variant
+    fields = {**vars(draft), "headline": headline, "worst": worst, "spread": _spread(stages)}
+    return Attack(**fields)
+
+
+def _plainly(stages: tuple[Stage, ...]) -> str:
+    """The plain numbers before and after, where there is no share."""
+    for number_of in (0, 1):
+        known = [stage for stage in stages if stage.recoveries[number_of].attacked.value is not None]
+        if known:
+            worst = max(known, key=lambda stage: stage.recoveries[number_of].attacked.value or 0.0)
+            one = worst.recoveries[number_of]
+            return (
+                f"{one.title[:1].upper()}{one.title[1:]} on the forget set: {one.unlearned.text} before the "
+                f"attack, {one.attacked.text} after it ({worst.variant or 'one stage'}). "
+                f"No share: {one.back.note or 'not measured'}."
+            )
+    return "Nothing could be measured under this attack."
+
+
+def _spread(stages: tuple[Stage, ...]) -> str:
+    """How far the stages lie apart, for attacks that differ in kind and not in strength."""
+    if len(stages) < 2 or any(stage.level is not None for stage in stages):
+        return ""
+    recoveries = [stage.recoveries[0] for stage in stages]
+    shares = [one.back.value for one in recoveries if one.back.value is not None]
+    plain = [one.attacked.value for one in recoveries if one.attacked.value is not None]
+    title = recoveries[0].title
+    if len(shares) == len(stages):
+        low, high = share(min(shares)), share(max(shares))
+        return f"Over the {len(stages)} forms, between {low} and {high} comes back by {title}."
+    if len(plain) == len(stages):
+        return (
+            f"Over the {len(stages)} forms, {title} is between {number(min(plain))} and {number(max(plain))}."
+        )
+    return ""
+
+
+def _caveats(name: str, views: list[AttackView], run: RunView) -> list[str]:
+    found = []
+    if seen := set().union(*(view.seen for view in views)):
+        found.append(
+            f"{count(len(seen))} examples that the attack itself showed to the model are left out of the "
+            f"numbers."
+        )
+    if not any("retain" in view.evaluations for view in views):
+        found.append(
+            "The attack was not run on a model that never saw the examples, so how much of this any model "
+            "would gain is not known."
+        )
+    if name == "sampling":
+        found.append(
+            "The best of several tries is compared with a single answer: some gain is luck, and the control "
+            "shows how much."
+        )
+    if name == "prompt":
+        found.append("Where the first words of the answer were given away, only the rest is measured.")
+    if run.target is not None and name in ("rephrase", "prompt"):
+        found.append("Before unlearning the questions were asked in their own words, not in this form.")
+    return found
+
+
+def _stage(view: AttackView, run: RunView) -> Stage:
+    attacked = view.evaluations["unlearned"]
+    recoveries = tuple(recovery(view, run, measure, title) for measure, title in MEASURES)
+    return Stage(
+        view.variant,
+        view.level,
+        max(one.attacked.n for one in recoveries),
+        len(view.seen & {str(one) for one in attacked.records["example_id"]}),
+        tuple((key.replace("_", " "), _fact(value)) for key, value in view.facts.items()),
+        recoveries,
+    )
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:g}"
