@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import datasets
 import pytest
 import torch
@@ -161,6 +163,19 @@ def test_a_prompt_goes_through_the_model_once_for_all_of_its_answers(tiny_model,
     answers = sum(int((ids != 2).sum()) for ids, cache in seen if cache is not None)
     assert prompts == sum(map(len, {q.prompt_ids for q in questions}))
     assert answers == sum(len(q.answer_ids) for q in questions)
+
+
+@pytest.mark.parametrize("share_prompts", [False, True])
+def test_no_question_is_lost_beside_shared_prompts(tiny_model, asked, share_prompts):
+    """Without a prompt, without an answer, and whole ones: each gets a result, scored where it can be."""
+    whole = [q for q in asked[0] if q.dataset == "forget"][:7]
+    bare = dataclasses.replace(whole[0], prompt_ids=())
+    mute = dataclasses.replace(whole[0], answer_ids=())
+    model = tiny_model()
+    found = scores(model, [*whole, bare, mute], share_prompts=share_prompts)
+    assert set(found) == {q.pair for q in (*whole, bare, mute)}
+    assert found[mute.pair]["logps"] == []
+    assert len(found[bare.pair]["logps"]) == len(bare.answer_ids) - 1, "nothing predicts the first token"
 
 
 def test_a_single_answer_for_each_prompt_is_scored_in_one_pass(tiny_model, asked):

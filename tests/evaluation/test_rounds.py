@@ -15,7 +15,10 @@ BOUND = 20
 
 @pytest.fixture(scope="module")
 def questions(tiny_tokenizer, fictional_rows):
-    rows = fictional_rows("forget10_perturbed")
+    rows = [
+        {"example_id": str(i), "prompt": row["question"], "completion": row["answer"]}
+        for i, row in enumerate(fictional_rows("full")[:9])
+    ]
     return generation_questions("forget", rows, tiny_tokenizer, Template.for_tokenizer(tiny_tokenizer))
 
 
@@ -58,8 +61,8 @@ def test_rounds_change_nothing(model, tiny_tokenizer, questions, monkeypatch, sa
 
 
 def test_what_goes_on_is_put_together_anew(model, tiny_tokenizer, questions, monkeypatch):
-    """Batches of at most two rows; of all answers but two that end with their first token, the rest goes on
-    in one batch less."""
+    """Rounds of one token, then four: what did not end with its first token goes through the model in one
+    batch, prompt and token together."""
     first = spoken(model, tiny_tokenizer, questions)
     ends = [first[q.prompt_name]["tokens"][0] for q in questions]
     model.generation_config.eos_token_id = [ends[0]]
@@ -73,7 +76,7 @@ def test_what_goes_on_is_put_together_anew(model, tiny_tokenizer, questions, mon
     hook.remove()
     assert shapes[0][0] == len(questions)
     assert shapes[1][0] == going_on < len(questions)
-    assert shapes[1][1] > 1, "prompts and what was said go through the model together"
+    assert shapes[1][1] > 1
 
 
 def test_the_rounds_reach_the_bound():

@@ -181,3 +181,31 @@ def test_mistakes_in_what_is_asked(tmp_path, text, match):
     path.write_text(f"suite: s\nversion: 1\ndata: {{forget: f.jsonl}}\nprobes:\n  {text}\nmetrics: {{}}\n")
     with pytest.raises(RecipeError, match=match):
         load_suite(path)
+
+
+def test_what_is_said_is_judged_as_it_was_said(tmp_path, tiny_model, tiny_tokenizer, fictional_rows):
+    """An answer cut at the bound has no EOS to judge; one that ended has; an empty one is unscored."""
+    forget = write(tmp_path / "f.jsonl", fictional_rows("forget10")[:4])
+    suite = tmp_path / "judge.yaml"
+    suite.write_text(
+        "suite: judge\nversion: 1\ndata: {forget: null}\n"
+        "probes: {generate_answer: [forget], judged_likelihood: [forget], max_new_tokens: 6}\n"
+        "metrics: {said: {kind: judged_logp, dataset: forget}}\n"
+    )
+    options = {"data": {"forget": forget}, "progress": False, "cache": False}
+    model = tiny_model()
+    free = evaluate(model, tiny_tokenizer, suite, target=tiny_model(), **options).run.records
+    said = free.query("probe == 'judged_likelihood'")
+    assert said["num_tokens"].tolist() == [6] * 4
+    assert not said["ends_with_eos"].any()
+    spoken = free.query("probe == 'generate_answer'")["tokens"].tolist()
+    model.generation_config.eos_token_id = [int(spoken[0][0]), int(spoken[1][2])]
+    ended = evaluate(model, tiny_tokenizer, suite, target=tiny_model(), **options)
+    table = ended.run.records.query("probe == 'judged_likelihood'").set_index("example_id")
+    answers = ended.run.records.query("probe == 'generate_answer'").set_index("example_id")
+    for name, row in table.iterrows():
+        tokens, ends = len(answers.loc[name, "tokens"]), answers.loc[name, "num_tokens"]
+        assert row["num_tokens"] == (0 if tokens == 0 else ends), name
+    assert 0 in table["num_tokens"].tolist()
+    empty = [name for name, row in table.iterrows() if row["num_tokens"] == 0]
+    assert ended.metrics["said"].unscored == sorted(empty)

@@ -216,7 +216,8 @@ class Examination:
         questions = []
         for row in rows:
             one = asked[row["dataset"], row["example_id"]]
-            said = (*row["tokens"], self.subject.tokenizer.eos_token_id)
+            ended = row["num_tokens"] > len(row["tokens"]) > 0  # by itself, not at the bound
+            said = (*row["tokens"], *([self.subject.tokenizer.eos_token_id] if ended else []))
             questions.append(
                 dataclasses.replace(
                     one, probe=JUDGED_LIKELIHOOD, field=GENERATION, answer=row["reference_text"],

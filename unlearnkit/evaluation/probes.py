@@ -69,12 +69,12 @@ def score_answers(
     on_cpu = next(model.parameters()).device.type == "cpu"
     budget = max(1, min(batch_tokens, _MOST_LOGITS // vocabulary, _CPU_TOKENS if on_cpu else batch_tokens))
     room = most_tokens(model)
-    fits = [1 < len(q.prompt_ids) + len(q.answer_ids) <= room for q in questions]
+    fits = [q.answer_ids and 1 < len(q.prompt_ids) + len(q.answer_ids) <= room for q in questions]
     if unscored := [q.pair for q, fit in zip(questions, fits, strict=True) if not fit]:
         done(len(unscored))
         yield [(pair, {"logps": [], "hits": [], "means": [], "variances": []}) for pair in unscored]
     questions = [q for q, fit in zip(questions, fits, strict=True) if fit]
-    shared = [q for q in questions if q.prompt_ids and q.answer_ids]
+    shared = [q for q in questions if q.prompt_ids]
     if share_prompts is None:
         share_prompts = _keeps_cache(model) and pays([(q.prompt_ids, q.answer_ids) for q in shared])
     if share_prompts and shared:
@@ -84,7 +84,7 @@ def score_answers(
             done(len(answers))
             yield answers
         else:
-            return
+            questions = [q for q in questions if not q.prompt_ids]
     sizes = [len(q.prompt_ids) + len(q.answer_ids) for q in questions]
     for chosen in batches(sizes, budget):
         rows = [questions[i] for i in chosen]

@@ -85,7 +85,13 @@ def evaluate(
     """
     from unlearnkit.data.formats import Template
     from unlearnkit.evaluation.attacked import make_attacks, under_attack
-    from unlearnkit.models.load import load_model, load_tokenizer, model_fingerprint, to_device
+    from unlearnkit.models.load import (
+        keep_packed_weights,
+        load_model,
+        load_tokenizer,
+        model_fingerprint,
+        to_device,
+    )
     from unlearnkit.models.precision import own_precision
 
     started = time.perf_counter()
@@ -116,7 +122,7 @@ def evaluate(
         model = to_device(load_model(str(model), **(load_options or {})))
     judge = _Judge(target, role, model, target_options) if JUDGED_LIKELIHOOD in suite.probes.asks else None
     inquiry = Inquiry(suite, budget, role, label or role, absent, judge)
-    subject = Subject(model, tokenizer, written, rows)
+    subject = Subject(keep_packed_weights(model), tokenizer, written, rows)
     name = model_fingerprint(model)
     with own_precision(model):
         examination = inquiry.examination(subject, name)

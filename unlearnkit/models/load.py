@@ -67,6 +67,18 @@ def to_device(model: Any) -> Any:
     return model.to(torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0"))))
 
 
+def keep_packed_weights(model: Any) -> Any:
+    """Keep bitsandbytes 0.50 from rearranging 4-bit weights in place, as it does on some CPUs.
+
+    After the first forward pass the weights would then be stored otherwise than they are read (`state_dict`
+    and gradients come out wrong), and numbers would depend on the machine.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def is_adapter(path: str) -> bool:
     """Whether `path` is a folder with a PEFT adapter."""
     return (Path(path) / "adapter_config.json").exists()
@@ -112,7 +124,7 @@ def load_model(
             f"the weights in {path} lack {len(missing)} tensor(s) of the model (such as {missing[0]}); the "
             "folder may be half-written: save or download it again"
         )
-    return model.eval()
+    return keep_packed_weights(model.eval())
 
 
 #: Entries of a model's config that change no logit.

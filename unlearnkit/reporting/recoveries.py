@@ -2,14 +2,14 @@
 
 The share is (attacked - unlearned) / (target - unlearned), computed by `metrics.recovery` on the forget
 examples that the attack did not disclose: 0 = nothing came back, 1 = as before unlearning. The control is the
-same attack on a model that never saw the examples; what it gains there is no memory. Share less control is
-what the attack brought back beyond what any model would learn from it.
+same attack on a model that never saw the examples. Their gains do not compare: a model that was pushed below
+the retain model gains more on its way back to it, and still knows no more. So the levels under attack are
+compared, as a share of what the target knew beyond the retain model; that share is the excess.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -26,11 +26,16 @@ if TYPE_CHECKING:
 Measure = Literal["rouge", "probability"]
 MEASURES: tuple[tuple[Measure, str], ...] = (("rouge", "ROUGE-L"), ("probability", "probability"))
 DATASET = "forget"
+NO_CONTROL = "the attack was not run on a retain model"
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What came back by one measure. `back`, `control` and `excess` are shares, the others plain means."""
+    """What came back by one measure. `back`, `control` and `excess` are shares, the others plain means.
+
+    `excess` is (attacked - control_attacked) / (target - retain): of what the target knew beyond a model that
+    never saw the examples, what the attacked model shows beyond that model under the same attack.
+    """
 
     measure: str
     title: str
@@ -39,6 +44,7 @@ class Recovery:
     excess: Cell
     unlearned: Cell
     attacked: Cell
+    control_attacked: Cell
     target: Cell
 
     @property
@@ -50,23 +56,18 @@ class Recovery:
 def recovery(view: AttackView, run: RunView, measure: Measure, title: str) -> Recovery:
     """What one stage of an attack on the unlearned model brought back, by one measure."""
     assert run.unlearned is not None  # who asks has an attacked unlearned model
-    models = {"unlearned": run.unlearned, "target": run.target, "retain": run.retain}
     attacked, control = view.evaluations["unlearned"], view.evaluations.get("retain")
     back = _share(attacked, run.unlearned, run.target, measure, view.seen)
     other = (
-        Cell(MISSING, note="the attack was not run on a retain model")
+        Cell(MISSING, note=NO_CONTROL)
         if control is None or run.retain is None
         else _share(control, run.retain, run.target, measure, view.seen)
     )
-    excess = Cell(MISSING, note=other.note or back.note)
-    if back.value is not None and other.value is not None:
-        of_models = {role: scores(one, measure) for role, one in models.items() if one is not None}
-        low, high = _excess_interval(
-            of_models, scores(attacked, measure), scores(control, measure), view.seen
-        )
-        excess = _points(back.value - other.value, low, high, min(back.n, other.n))
-    plain = [_mean(one, measure, view.seen) for one in (run.unlearned, attacked, run.target)]
-    return Recovery(measure, title, back, other, excess, *plain)
+    excess = _excess(attacked, control, run, measure, view.seen)
+    unlearned, after, trained, target = (
+        _mean(one, measure, view.seen) for one in (run.unlearned, attacked, control, run.target)
+    )
+    return Recovery(measure, title, back, other, excess, unlearned, after, trained, target)
 
 
 def _share(
@@ -165,30 +166,36 @@ def _cached_scores(key: _ByIdentity, measure: Measure) -> pd.Series[float]:
     return pd.Series(dtype="float64") if scores is None else scores
 
 
-def _excess_interval(
-    models: Mapping[str, pd.Series[float]],
-    attacked: pd.Series[float],
-    control: pd.Series[float],
-    seen: frozenset[str],
-) -> tuple[float | None, float | None]:
-    """Percentile bootstrap of share less control over the examples that all five evaluations scored.
+def _excess(
+    attacked: EvalView, control: EvalView | None, run: RunView, measure: Measure, seen: frozenset[str]
+) -> Cell:
+    """(A - C) / (T - R) with its percentile bootstrap, over the examples that all four models were scored on.
 
-    Both shares are computed on the same resample, so that the examples' difficulty cancels.
+    A, C: the unlearned and the retain model under the attack; T, R: the target and the retain model without
+    it. All four means are taken of the same examples in each resample, so that the examples' difficulty
+    cancels.
     """
     from unlearnkit.evaluation.metrics.recovery import FORGOTTEN_AT_LEAST
     from unlearnkit.evaluation.metrics.result import LEVEL, interval, resample_counts, resampled_means
 
-    series = [attacked, models["unlearned"], models["target"], control, models["retain"]]
-    ids = sorted(set.intersection(*(set(one.dropna().index) for one in series)) - seen)
+    if run.target is None:
+        return Cell(MISSING, note="the model before unlearning was not evaluated")
+    if control is None or run.retain is None:
+        return Cell(MISSING, note=NO_CONTROL)
+    series = [scores(one, measure).dropna() for one in (attacked, control, run.target, run.retain)]
+    ids = sorted(set.intersection(*(set(one.index) for one in series)) - seen)
     if not ids:
-        return None, None
+        return Cell(MISSING, note="no example is left that all four models were scored on")
+    values = [np.asarray(one.reindex(ids), dtype=np.float64) for one in series]
+    after, trained, target, retain = (float(one.mean()) for one in values)
+    if not target - retain > FORGOTTEN_AT_LEAST:
+        why = f"the target knew no more than a model that never saw them: {number(target)}, {number(retain)}"
+        return Cell(MISSING, n=len(ids), note=why)
     counts = resample_counts(len(ids), seed=0)
-    after, before, target, trained, untrained = (
-        resampled_means(np.asarray(one.reindex(ids), dtype=np.float64), counts) for one in series
-    )
-    known = np.minimum(target - before, target - untrained) > FORGOTTEN_AT_LEAST
-    if 1 - known.mean() > (1 - LEVEL) / 2:
-        return None, None  # as `recovered_share`: resamples without a share may not be left out in silence
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = (after - before) / (target - before) - (trained - untrained) / (target - untrained)
-    return interval(values[known])
+    after_R, trained_R, target_R, retain_R = (resampled_means(one, counts) for one in values)
+    known_R = target_R - retain_R > FORGOTTEN_AT_LEAST
+    low, high = None, None
+    # As `recovered_share`: resamples without a share may not be left out in silence.
+    if 1 - known_R.mean() <= (1 - LEVEL) / 2:
+        low, high = interval((after_R - trained_R)[known_R] / (target_R - retain_R)[known_R])
+    return _points((after - trained) / (target - retain), low, high, len(ids))

@@ -80,6 +80,7 @@ def _attacks(run: RunView, attacks: Sequence[Attack]) -> dict[str, Any]:
             "measure": found[2].measure,
             "share": found[2].back.value,
             "control": found[2].control.value,
+            "excess": found[2].excess.value,
             "returns": returns(found[2]),
         },
         "by_name": {
@@ -104,7 +105,9 @@ def _stage(run: RunView, attack: Attack, stage: Stage) -> dict[str, Any]:
 def _recovery(recovery: Recovery) -> dict[str, Any]:
     return {
         name: _number(getattr(recovery, name))
-        for name in ("back", "control", "excess", "unlearned", "attacked", "target")
+        for name in (
+            "back", "control", "excess", "unlearned", "attacked", "control_attacked", "target"
+        )
     }
 
 

@@ -72,7 +72,7 @@ def attack(name: str, options: Mapping[str, Any] | None = None) -> Attack:
 
 
 def describe(name: str) -> str:
-    """What a shipped attack does, in a line: the first of its class's docstring, read without importing it."""
+    """What a shipped attack does: the first line of its class's docstring, read without importing it."""
     tree = ast.parse((Path(__path__[0]) / f"{name}.py").read_text(encoding="utf-8"))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     own = next(node for node in classes if any(_is_stages(item) for item in node.body))
