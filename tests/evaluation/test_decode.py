@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 
 import numpy as np
 import pytest
@@ -98,6 +99,27 @@ def test_samples_follow_the_distribution():
     drawn = pick(p.log().expand(count, 4), list(range(count)), 0).numpy()
     shares = np.bincount(drawn, minlength=4) / count
     assert np.abs(shares - p.numpy()).max() < 4 * np.sqrt(0.24 / count)
+
+
+def test_a_uniform_number_that_rounds_up_draws_no_impossible_token(monkeypatch):
+    """A draw at the very end of the distribution function still falls to a token with p > 0."""
+    monkeypatch.setattr(torch, "rand", lambda n, **options: torch.full((n,), 1.0, dtype=torch.float64))
+    logits = torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf]])
+    for top_p in (1.0, 0.99):
+        assert int(sampler(Sampling(top_p=top_p), ["x"], 1)(logits, [0], 0)) == 1
+
+
+def test_all_of_top_p_needs_no_order():
+    """At top-p 1 the tokens stand in the order of their ids: u in [0, 0.1) draws the first one."""
+    p = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    pick = sampler(Sampling(), [str(i) for i in range(400)], 1)
+    drawn = pick(p.log().expand(400, 4), list(range(400)), 0)
+    uniforms = []
+    for i in range(400):
+        digest = hashlib.blake2b(f"0|{i}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        uniforms.append(float(torch.rand(1, generator=generator, dtype=torch.float64)))
+    assert drawn.tolist() == np.searchsorted(np.cumsum(p.double().numpy()), uniforms, side="right").tolist()
 
 
 def test_temperature_squares_the_distribution_at_one_half():

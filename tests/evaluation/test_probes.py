@@ -318,3 +318,31 @@ def test_the_models_own_settings_hold_and_are_named(tiny_model, tiny_tokenizer, 
     assert texts(model, tiny_tokenizer, asked[1]) != before[0]
     assert generation_settings(model) != before[1]
     assert "transformers_version" not in generation_settings(model)
+
+
+class Plain(torch.nn.Module):
+    """The least that can be evaluated: forward and generate, no cache, no transformers."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+        self.generation_config = inner.generation_config
+
+    def forward(self, input_ids, attention_mask):
+        """Logits of right-padded rows."""
+        return self.inner(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+
+    def generate(self, input_ids, attention_mask, generation_config):
+        """As the model inside does."""
+        return self.inner.generate(
+            input_ids=input_ids, attention_mask=attention_mask, generation_config=generation_config
+        )
+
+
+def test_any_model_with_forward_and_generate(tiny_model, tiny_tokenizer, asked):
+    """It is scored without a shared prompt, and its texts are those of its own `generate`."""
+    base, spoken = scores(tiny_model(), asked[0]), texts(tiny_model(), tiny_tokenizer, asked[1])
+    found = scores(Plain(tiny_model()), asked[0])
+    for name, result in base.items():
+        close(found[name], result)
+    assert texts(Plain(tiny_model()), tiny_tokenizer, asked[1]) == spoken

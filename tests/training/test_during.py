@@ -376,6 +376,32 @@ def test_a_retain_models_answers_are_cut_to_the_same_examples(
     assert known_retain(run, lighten(whole, None, tmp_path)[0], {"forget": {"nobody"}}) is None
 
 
+def test_a_retain_model_is_measured_once_where_its_answers_are_not_known(
+    tiny_model: Any, tiny_tokenizer: Any, target: Path, fictional_rows: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The target as its own retain model: forget quality 1 at step 0, and below it once the weights moved."""
+    from datasets import Dataset
+
+    asked = []
+
+    def count(*args: Any, **options: Any) -> Any:
+        asked.append(options["role"])
+        return runner.evaluate(*args, **options)
+
+    monkeypatch.setattr(module, "evaluate", count)
+    streams = data_sets(fictional_rows)
+    forget = Dataset.from_list(fictional_rows("forget10_perturbed"))
+    watch = EvaluateDuring(
+        "forget", {"forget": forget}, every="3 steps", max_new_tokens=2, reference=str(target)
+    )
+    trained(tiny_model(), tiny_tokenizer, streams, tmp_path / "run", watch, learning_rate=0.1)
+    quality = [line["metrics"]["forget_quality"]["value"] for line in watch.lines]
+    assert quality[0] == pytest.approx(1.0)
+    assert all(value is not None for value in quality)
+    assert min(quality) < 1
+    assert asked == ["retain", *["unlearned"] * 4]
+
+
 # ---- In a recipe -------------------------------------------------------------------------------------------
 
 

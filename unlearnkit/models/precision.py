@@ -33,7 +33,7 @@ def own_precision(model: Any) -> Iterator[None]:
     if forward is not wrapped:
         model.forward = forward if ismethod(forward) else MethodType(forward, model)
     try:
-        with torch.autocast(model.device.type, enabled=False):
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
             yield
     finally:
         if forward is not wrapped:

@@ -18,9 +18,16 @@ from unlearnkit.errors import ModelError, RecipeError, UserError
 from unlearnkit.evaluation.runner import evaluate
 from unlearnkit.evaluation.suite import Suite
 from unlearnkit.files import atomic_path, write_atomic
+from unlearnkit.preflight_evaluation import evaluation_or_model
 from unlearnkit.recipe import TemplateSpec
 from unlearnkit.training.callbacks import last_complete_checkpoint
-from unlearnkit.training.light_suite import from_data_sets, known_retain, lighten, refuse_unknown_metrics
+from unlearnkit.training.light_suite import (
+    asks_for_retain,
+    from_data_sets,
+    known_retain,
+    lighten,
+    refuse_unknown_metrics,
+)
 from unlearnkit.training.selection import Choice, Every, Keep, Stop, check_rules
 from unlearnkit.training.trajectory import TRAJECTORY, numbers_of, read_trajectory, values_of
 from unlearnkit.training.undisturbed import undisturbed
@@ -55,7 +62,7 @@ class EvaluateDuring(TrainerCallback):  # type: ignore[misc]
         keep: {"lowest": METRIC, "with": METRIC, "at_least": share of the value at step 0}, or "highest".
         stop: {"patience": evaluations without a better checkpoint}, {"when": METRIC, "below": level} or
             {"when": METRIC, "above": level}.
-        reference: the retain model's evaluation, or its folder with one beside it; without one, what compares
+        reference: the retain model, its run or its evaluation; without one, what compares
             with a retain model is not measured.
         template: how prompts are written (default: as the trainer writes them).
         batch_tokens, max_new_tokens: as in `evaluate`.
@@ -83,6 +90,7 @@ class EvaluateDuring(TrainerCallback):  # type: ignore[misc]
         refuse_unknown_metrics(Choice(self.keep, self.stop).metrics, whole)
         self.suite, kept = lighten(whole, limit, folder)
         self._retain = known_retain(reference, self.suite, kept)
+        self._reference = reference if self._retain is None and asks_for_retain(self.suite) else None
         self._options: dict[str, Any] = {"batch_tokens": batch_tokens, "max_new_tokens": max_new_tokens}
         self._template = template
         self._given_trajectory = trajectory
@@ -203,6 +211,12 @@ class EvaluateDuring(TrainerCallback):  # type: ignore[misc]
         model = trainer.accelerator.unwrap_model(trainer.model)
         template = self._template or getattr(getattr(trainer, "template", None), "spec", None)
         with undisturbed(model):
+            if self._reference is not None:  # once; its answers are kept on disk
+                self._retain = evaluate(
+                    evaluation_or_model(str(self._reference)), suite=self.suite, template=template,
+                    role="retain", label="retain model", progress=False, **self._options,
+                )  # fmt: skip
+                self._reference = None
             found = evaluate(
                 model, trainer.processing_class, suite=self.suite, reference=self._retain, template=template,
                 cache=False, progress=False, role="unlearned", label=f"step {trainer.state.global_step}",

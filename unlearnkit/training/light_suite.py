@@ -10,7 +10,7 @@ from typing import Any
 
 from unlearnkit.errors import RecipeError, RecordsError
 from unlearnkit.evaluation.records import JUDGED_LIKELIHOOD, EvalRun
-from unlearnkit.evaluation.requirements import needs_retain
+from unlearnkit.evaluation.requirements import compares, needs_retain
 from unlearnkit.evaluation.results import Evaluation, is_evaluation, read_evaluation, refuse_other_data
 from unlearnkit.evaluation.runner import load_datasets
 from unlearnkit.evaluation.suite import Suite, load_suite
@@ -82,6 +82,13 @@ def refuse_unknown_metrics(names: list[str], suite: Suite) -> None:
                 f"the suite {suite.name}, which is run during training, has no metric {name!r}"
                 f"{did_you_mean(name, suite.metrics)}"
             )
+
+
+def asks_for_retain(suite: Suite) -> bool:
+    """Whether the suite compares the forget set with a retain model, and its data allow that."""
+    compared = {spec.dataset for spec in suite.metrics.values() if compares(spec)}
+    rows = load_datasets(suite)
+    return any(row.get("perturbed_answer") for name in compared for row in rows.get(name or "", ()))
 
 
 def _written(data: Any, path: Path) -> str:

@@ -8,6 +8,7 @@ and is computed in chunks of positions, so that no float32 copy of all logits ev
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -223,6 +224,15 @@ def _select_before_head(model: Any, positions_N: Tensor, shape: torch.Size) -> I
         handle.remove()
 
 
+def _understood(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the model's `forward` takes: one that keeps no cache need not know of it."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return options
+    names = {one.name for one in parameters}
+    return {name: value for name, value in options.items() if name in names}
+
+
 def target_logits(
     model: Any, batch: Mapping[str, Any], *, unwrapped: Any = None, **options: Any
 ) -> TargetLogits:
@@ -243,6 +253,6 @@ def target_logits(
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
     hooked = model if unwrapped is None else unwrapped
     with _select_before_head(hooked, positions_N, batch["labels"].shape) as selected:
-        output = model(**inputs, use_cache=False, **options)
+        output = model(**inputs, **_understood(model, {"use_cache": False, **options}))
     logits = output.logits if selected else output.logits.flatten(0, 1)[positions_N]
     return TargetLogits(logits, batch_targets(batch))
