@@ -189,11 +189,17 @@ def evaluate(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run or evaluation folders; several are compared.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
+    target: Annotated[
+        Path | None, typer.Option(help="Evaluation of the model before unlearning, beside an evaluation.")
+    ] = None,
+    retain: Annotated[
+        Path | None, typer.Option(help="Evaluation of the retain model, beside an evaluation.")
+    ] = None,
 ) -> None:
     """Write report.html, report.md and summary.json from records alone: no model, no GPU."""
     from unlearnkit.reporting import write_report
 
-    written = write_report([str(r) for r in runs], out)
+    written = write_report([str(r) for r in runs], out, target=target, retain=retain)
     typer.echo(f"Wrote {written.html}, {written.markdown} and {written.summary}")
 
 

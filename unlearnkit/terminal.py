@@ -59,19 +59,20 @@ def print_attacks(found: Mapping[str, Any]) -> None:
     first = next(iter(attacked.values()))
     names = [name for name in _UNDER_ATTACK if name in first.metrics]
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in ("under attack", "model"):
+    headings = ("under attack", "model") if len(attacked) > 1 else ("under attack",)
+    for heading in headings:
         table.add_column(heading, no_wrap=True)
     for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
     stages = [("no attack", ""), *(one.stage for one in first.attacked)]
     for stage in stages:
         for label, one in attacked.items():
             at = one if stage[1] == "" else one.under(stage)
             cells = [at.metrics[name] if at is not None else None for name in names]
             shown = ("" if c is None else _number(c.value) if c.measured else "–" for c in cells)
-            table.add_row(" ".join(stage).strip(), escape(label), *shown)
+            table.add_row(" ".join(stage).strip(), *[escape(label)][: len(headings) - 1], *shown)
     console.print()
-    console.print(table)
+    console.print(table, width=max(console.width, 110))  # a number is never cut
 
 
 def _number(value: float) -> str:

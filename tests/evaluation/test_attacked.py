@@ -84,6 +84,17 @@ def test_stages_on_disk_are_read(run, tmp_path, monkeypatch):
             run(attacks=change, output=tmp_path / "out")
 
 
+def test_a_file_that_an_option_names_counts_by_its_content(run, tmp_path):
+    text = tmp_path / "other.jsonl"
+    attacks = {"relearn": {"steps": [2], "source": str(text), "learning_rate": 1e-3}}
+    values = []
+    for said in ("Bread is baked.", "Bread is baked.", "Ships sail at night."):
+        text.write_text(json.dumps({"question": "What?", "answer": said}) + "\n")
+        found = run(attacks=attacks, output=tmp_path / "out").attacked[0]
+        values.append(found["forget_probability"])
+    assert values[0] == values[1] != values[2]
+
+
 def test_a_half_written_stage_is_made_anew(run, tmp_path):
     run(attacks=RELEARN, output=tmp_path / "out")
     broken = tmp_path / "out" / "attacks" / "relearn" / "1-step" / "records.parquet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from fabricated_attacks import STAGES, add_attacks
+from fabricated_runs import SHAPES
 
 from unlearnkit.errors import RecordsError
 from unlearnkit.evaluation import metrics
@@ -17,7 +19,7 @@ from unlearnkit.evaluation.records import EvalRun
 from unlearnkit.reporting import load_run, write_report
 from unlearnkit.reporting.attack_words import under
 from unlearnkit.reporting.attacks import attacks_of
-from unlearnkit.reporting.recoveries import share
+from unlearnkit.reporting.recoveries import RETURNS_LIMIT, returns, share
 from unlearnkit.reporting.verdict import verdict_of
 
 SEEN = {"for000000000", "for000000001"}
@@ -42,11 +44,13 @@ def test_shares_are_those_of_the_records(full_run: Path) -> None:
         trained = mean_rouge(folder / "tofu@retain" / "attacks" / name / stage, seen)
         found = attacks[name].stages[-1].recoveries[0]
         back, control = (after - before) / (target - before), (trained - retain) / (target - retain)
+        excess = (after - trained) / (target - retain)
         assert found.back.value == pytest.approx(back)
         assert found.control.value == pytest.approx(control)
-        assert found.excess.value == pytest.approx(back - control)
+        assert found.excess.value == pytest.approx(excess)
         assert found.back.low < back < found.back.high  # type: ignore[operator]
-        assert found.excess.low < back - control < found.excess.high  # type: ignore[operator]
+        assert found.excess.low < excess < found.excess.high  # type: ignore[operator]
+        assert found.control_attacked.value == pytest.approx(trained)
         assert found.unlearned.value == pytest.approx(before)
         assert found.attacked.value == pytest.approx(after)
         assert found.target.value == pytest.approx(target)
@@ -64,35 +68,94 @@ def test_stages_come_in_the_order_of_their_levels_and_attacks_in_that_of_the_rep
     assert attacks[2].spread == f"Over the 2 forms, between {shown[1]} and {shown[0]} comes back by ROUGE-L."
 
 
+def attacked_is(run: Path, unlearned: str, retain: str, name: str = "quantize") -> Path:
+    """An attack after which the unlearned and the retain model answer as the models of these folders do."""
+    for place, role, like in (("tofu", "unlearned", unlearned), ("tofu@retain", "retain", retain)):
+        loaded = EvalRun.load(run / "eval" / like)
+        loaded.meta |= {"attack": {"name": name, "variant": "int8", "level": 8}, "role": role}
+        loaded.save(run / "eval" / place / "attacks" / name / "int8")
+    return run
+
+
 def test_an_attack_that_changes_nothing_brings_back_nothing(make: Any, tmp_path: Path) -> None:
-    """The attacked records are the unlearned ones: share 0, control 0, excess 0, in every resample."""
-    run = make(tmp_path / "run")
-    for place, role in (("tofu", "unlearned"), ("tofu@retain", "retain")):
-        loaded = EvalRun.load(run / "eval" / place)
-        loaded.meta["attack"] = {"name": "quantize", "variant": "int8", "level": 8}
-        loaded.save(run / "eval" / place / "attacks" / "quantize" / "int8")
-        assert loaded.meta["role"] == role
+    """Attacked = unattacked: share 0, control 0, in every resample. The excess is what the unlearned model
+    had beyond the retain model before: (unlearned - retain) / (target - retain)."""
+    run = attacked_is(make(tmp_path / "run"), "tofu", "tofu@retain")
     (attack,) = attacks_of(load_run(run))
     assert attack.headline.startswith("Nothing came back: 0 %")
     assert "quantisation: 1 stage): nothing came back, 0 %" in verdict_of(load_run(run)).text
     for one in attack.stages[0].recoveries:
-        for cell in (one.back, one.control, one.excess):
+        for cell in (one.back, one.control):
             assert (cell.value, cell.low, cell.high) == (0.0, 0.0, 0.0)
+    before, target, retain = (
+        mean_rouge(run / "eval" / name) for name in ("tofu", "tofu@target", "tofu@retain")
+    )
+    excess = attack.stages[0].recoveries[0].excess
+    assert excess.value == pytest.approx((before - retain) / (target - retain))
 
 
-def test_a_control_that_changes_nothing_leaves_the_share_as_it_is(make: Any, tmp_path: Path) -> None:
-    """Attacked retain = retain: the control is 0 in every resample, so that excess = share, interval and "
-    "all."""
-    run = add_attacks(make(tmp_path / "run"), RELEARN[:1], roles=("unlearned",), seen=())
-    loaded = EvalRun.load(run / "eval" / "tofu@retain")
-    attack = EvalRun.load(run / "eval" / "tofu" / "attacks" / "relearn" / "5-steps").meta["attack"]
-    loaded.meta["attack"] = attack
-    loaded.save(run / "eval" / "tofu@retain" / "attacks" / "relearn" / "5-steps")
+def test_a_model_that_answers_as_the_control_does_is_not_beyond_it(make: Any, tmp_path: Path) -> None:
+    """A = C: the excess is 0 in every resample, wherever both models came from."""
+    run = attacked_is(make(tmp_path / "run"), "tofu@retain", "tofu@retain")
     for one in attacks_of(load_run(run))[0].stages[0].recoveries:
-        assert one.control.value == 0.0
-        assert one.back.low is not None
-        assert one.excess.value == one.back.value
-        assert (one.excess.low, one.excess.high) == pytest.approx((one.back.low, one.back.high))
+        assert (one.excess.value, one.excess.low, one.excess.high) == (0.0, 0.0, 0.0)
+        assert not returns(one)
+
+
+def test_all_of_it_back_is_an_excess_of_one(make: Any, tmp_path: Path) -> None:
+    """A = T and C = R: (T - R) / (T - R) = 1 in every resample."""
+    run = attacked_is(make(tmp_path / "run"), "tofu@target", "tofu@retain")
+    for one in attacks_of(load_run(run))[0].stages[0].recoveries:
+        assert (one.excess.value, one.excess.low, one.excess.high) == (1.0, 1.0, 1.0)
+        assert returns(one)
+
+
+def test_without_a_difference_between_target_and_retain_model_there_is_no_excess(
+    make: Any, tmp_path: Path
+) -> None:
+    """T = R: no share of nothing; the reason stands there, and the verdict goes by the share."""
+    run = make(tmp_path / "run")
+    loaded = EvalRun.load(run / "eval" / "tofu@target")
+    loaded.meta["role"] = "retain"
+    loaded.save(run / "eval" / "tofu@retain")
+    one = attacks_of(load_run(attacked_is(run, "tofu", "tofu@retain")))[0].stages[0].recoveries[0]
+    assert one.excess.value is None
+    assert "the target knew no more than a model that never saw them" in one.excess.note
+    assert one.judged is one.back
+
+
+def repeating(make: Any, folder: Path, share_of: dict[str, float], stage: tuple[float, float]) -> Path:
+    """A run in which each model repeats that share of the forget answers word for word, and an attack."""
+    shapes = {
+        role: dataclasses.replace(SHAPES[role], repeats={**SHAPES[role].repeats, "forget": repeats})
+        for role, repeats in share_of.items()
+    }
+    run = make(folder, **shapes)
+    back, control = stage
+    made = ({"name": "relearn", "variant": "10 steps", "level": 10, "back": back, "control": control},)
+    return add_attacks(run, made, seen=())
+
+
+def test_a_model_pushed_below_the_control_may_gain_more_and_not_return(make: Any, tmp_path: Path) -> None:
+    """Of the answers the unlearned model repeats none and the retain model 0.7; under attack 0.3 and 0.5. One
+    gains and the other loses, and still the attacked model knows no more than the attacked retain model."""
+    run = repeating(make, tmp_path / "run", {"unlearned": 0.0, "retain": 0.7}, (0.3, 0.5))
+    rouge = attacks_of(load_run(run))[0].stages[0].recoveries[0]
+    assert rouge.back.value > RETURNS_LIMIT > 0 > rouge.control.value  # type: ignore[operator]
+    assert rouge.back.value - rouge.control.value > RETURNS_LIMIT  # type: ignore[operator]
+    assert rouge.excess.value < RETURNS_LIMIT  # type: ignore[operator]
+    assert not returns(rouge)
+    text = verdict_of(load_run(run)).text
+    assert "but_returns" not in verdict_of(load_run(run)).code
+    assert "under the same attack (" in text
+
+
+def test_a_model_that_passes_the_control_returns(make: Any, tmp_path: Path) -> None:
+    """The same start; under attack 0.9 and 0.35."""
+    run = repeating(make, tmp_path / "run", {"unlearned": 0.0, "retain": 0.4}, (0.9, 0.35))
+    rouge = attacks_of(load_run(run))[0].stages[0].recoveries[0]
+    assert rouge.excess.low > RETURNS_LIMIT  # type: ignore[operator]
+    assert returns(rouge)
 
 
 def test_an_attack_that_gives_the_target_back_brings_back_all(make: Any, tmp_path: Path) -> None:

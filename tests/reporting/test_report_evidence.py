@@ -20,16 +20,17 @@ from fabricated_attacks import (
 
 from unlearnkit.reporting import limits as limit
 from unlearnkit.reporting import load_run, write_report
-from unlearnkit.reporting.evidence import MOSTLY_BACK, RETURNS_LIMIT, returns
+from unlearnkit.reporting.attacks import Attack, Stage, in_words
+from unlearnkit.reporting.evidence import MOSTLY_BACK, _returned
 from unlearnkit.reporting.glossary import glossary
 from unlearnkit.reporting.limits import limits
 from unlearnkit.reporting.markdown import run_markdown
 from unlearnkit.reporting.membership import aucs, is_visible, roc_curves
 from unlearnkit.reporting.page import page, shown_metrics
-from unlearnkit.reporting.recoveries import Recovery
-from unlearnkit.reporting.tables import Cell
+from unlearnkit.reporting.recoveries import RETURNS_LIMIT, Recovery, returns, share
+from unlearnkit.reporting.tables import Cell, cell
 from unlearnkit.reporting.trajectory import trajectory_of
-from unlearnkit.reporting.verdict import verdict_of
+from unlearnkit.reporting.verdict import Verdict, verdict_of
 
 NONE = Cell("–")
 
@@ -57,6 +58,104 @@ def test_what_a_model_that_never_saw_them_gains_as_well_is_no_return(make: Any, 
     found = verdict_of(load_run(add_attacks(make(tmp_path), stage(0.5, 0.6))))
     assert (found.code, found.tone) == ("forgotten", "good")
     assert "the strongest brought back" in found.text
+    assert "than a model that never saw them does under the same attack (" in found.text
+
+
+def cells(**means: float) -> dict[str, Cell]:
+    return {name: Cell(f"{value:.3f}", value, n=60) for name, value in means.items()}
+
+
+def recovered(
+    back: float, control: float, excess: tuple[float, float, float], measure: str = "rouge"
+) -> tuple[Attack, Stage, Recovery]:
+    """A stage whose levels under attack are 0.240 and, of the retain model, 0.264."""
+    value, low, high = excess
+    of_excess = Cell(
+        f"{100 * value:.0f} points", value, f"{100 * low:.0f} to {100 * high:.0f}", 60, "", low, high
+    )
+    means = cells(unlearned=0.119, attacked=0.240, control_attacked=0.264, target=0.998)
+    shares = {"back": Cell(share(back), back), "control": Cell(share(control), control), "excess": of_excess}
+    found = Recovery(measure, "ROUGE-L", **shares, **means)
+    made = Stage("10 steps", 10.0, 60, 20, (), (found,))
+    return Attack("relearn", "Relearning", "", "steps", (made,), "", "", "", ()), made, found
+
+
+@pytest.mark.parametrize(
+    ("back", "excess", "measure", "says"),
+    [
+        (
+            0.13,
+            (-0.03, -0.1, 0.05),
+            "rouge",
+            "Even so it repeats no more of them than a model that never saw",
+        ),
+        (
+            0.13,
+            (0.0, 0.0, 0.0),
+            "probability",
+            "Even so it finds them no likelier than a model that never saw",
+        ),
+        (-0.02, (-0.03, -0.1, 0.05), "rouge", ". It repeats no more of them than a model that never saw"),
+        (0.13, (0.3, -0.1, 0.5), "rouge", "That is 30 points (-10 to 50) beyond a model that never saw"),
+        (0.13, (0.3, 0.0, 0.5), "rouge", "(0.240 against 0.264), which is within chance."),
+        (0.13, (0.05, 0.01, 0.09), "rouge", "which is below the 10 points that count."),
+        (
+            0.13,
+            (0.3, 0.1, 0.5),
+            "rouge",
+            "Beyond a model that never saw them it is 30 points (10 to 50): 0.240",
+        ),
+    ],
+)
+def test_levels_under_attack_are_compared_and_not_gains(
+    back: float, excess: tuple[float, float, float], measure: str, says: str
+) -> None:
+    """The control lost ROUGE-L: its share of -11 % says nothing to a reader and stands in no sentence."""
+    text = in_words(*recovered(back, -0.11, excess, measure))
+    assert says in text
+    assert "0.240 against 0.264" in text
+    assert "11 %" not in text
+    assert "; a model that never saw them: 2 %." in in_words(*recovered(back, 0.02, excess, measure))
+
+
+@pytest.mark.parametrize(
+    ("back", "control", "says"),
+    [
+        (0.38, 0.12, "38 % returns after 10 relearning steps (a model that never saw them: 12 %)"),
+        (
+            0.38,
+            -0.11,
+            "38 % returns after 10 relearning steps (ROUGE-L 0.240, a model that never saw them 0.264)",
+        ),
+        (
+            0.02,
+            0.01,
+            "after 10 relearning steps it repeats more of them than a model that never saw them does",
+        ),
+    ],
+)
+def test_the_headline_of_what_returns(back: float, control: float, says: str) -> None:
+    """Where little was gained, or the control lost, the levels stand there."""
+    attack, made, found = recovered(back, control, (0.3, 0.2, 0.4))
+    verdict = Verdict("forgotten", "good", "Forgotten.", ())
+    made_of = _returned(verdict, attack, made, found)
+    assert made_of.headline.startswith(f"Forgotten by behaviour, but {says}")
+    assert (made_of.code, made_of.tone) == ("forgotten_but_returns", "mixed")
+
+
+def test_few_holdout_examples_are_said_once_for_all_membership_metrics(make: Any, tmp_path: Path) -> None:
+    """40 examples cannot show rates of 1 %; that no pair overlaps stays with the target's own numbers."""
+    run = load_run(add_membership(make(tmp_path)))
+    few = [caution for caution in run.cautions if "TPR at" in caution]
+    assert len(few) == 1
+    assert few[0].startswith(
+        "Membership: with only 40 holdout examples TPR at 1 % and 0.1 % FPR rests on fewer"
+    )
+    assert not any("do not overlap" in caution for caution in run.cautions)
+    apart = [metric for metric in aucs(run.evaluations["target"]).values() if metric.value == 1]
+    assert all("do not overlap" in cell(metric).hint for metric in apart)
+    assert "fewer than one example" in cell(aucs(run.main)["membership_loss"]).hint
+    assert "fewer than one example" in write_report(run.folder, tmp_path / "out").html.read_text()
 
 
 def test_without_an_attack_or_membership_test_the_verdict_says_so(complete_run: Path) -> None:
@@ -97,7 +196,7 @@ def test_what_counts_as_returning(
     """The excess decides where there is one, the share where there is none; an interval must be above 0."""
     judged = Cell("", excess if excess is not None else back, low=low)
     shares = (Cell("", back), Cell("", 0.0), judged) if excess is not None else (judged, NONE, NONE)
-    assert returns(Recovery("rouge", "ROUGE-L", *shares, NONE, NONE, NONE)) is expected
+    assert returns(Recovery("rouge", "ROUGE-L", *shares, NONE, NONE, NONE, NONE)) is expected
     assert 0 < RETURNS_LIMIT < MOSTLY_BACK < 1
 
 
@@ -231,7 +330,7 @@ def test_several_runs_side_by_side(full_run: Path, make: Any, tmp_path: Path) ->
     run = load_run(other)
     for title in ("Key metrics side by side", "How much comes back under attack", "Membership attacks (AUC)"):
         assert f"## {title}" in markdown
-    line = next(line for line in markdown.splitlines() if "after 10 relearning steps, ROUGE-L |" in line)
+    line = next(line for line in markdown.splitlines() if "After 10 relearning steps, ROUGE-L |" in line)
     assert line.rstrip(" |").endswith("–")  # the other run was not attacked for 10 steps
     line = next(line for line in markdown.splitlines() if line.startswith("| Membership: loss attack"))
     assert f"{aucs(run.main)['membership_loss'].value:.3f}" in line

@@ -83,7 +83,7 @@ def share(value: float | None, low: float | None = None, high: float | None = No
 def recovery(back: float | None, control: float | None, title: str = "ROUGE-L") -> Recovery:
     ends = () if back is None else (back - 0.1, back + 0.1)
     plain = share(0.5)
-    return Recovery(title, title, share(back, *ends), share(control), share(None), plain, plain, plain)
+    return Recovery(title, title, share(back, *ends), share(control), share(None), plain, plain, plain, plain)
 
 
 def attack(*stages: tuple[str, float | None, float | None, float | None], level: str = "steps") -> Attack:
@@ -165,7 +165,6 @@ def test_each_membership_attack_has_a_panel_with_its_aucs() -> None:
         svg = draw(found)
         for text in ("Loss attack", "Zlib attack", "target 0.99", "retain 0.50", "target 0.90"):
             assert f">{text}<" in svg
-        assert svg.count(">AUC<") == 2
     assert ">0.1 %<" in roc.low_rate_curves(found)
     assert ">0.1 %<" not in roc.roc_curves(found)
     assert roc.roc_curves([]) == roc.low_rate_curves([]) == ""

@@ -98,7 +98,7 @@ def test_the_numbers_are_those_of_the_report(full: dict[str, Any], full_run: Pat
         for shown, stage in zip(full["attacks"]["by_name"][attack.name], attack.stages, strict=True):
             assert (shown["variant"], shown["level"]) == (stage.variant, stage.level)
             for recovery in stage.recoveries:
-                for key in ("back", "control", "excess"):
+                for key in ("back", "control", "excess", "control_attacked"):
                     cell, entry = getattr(recovery, key), shown["recovered"][recovery.measure][key]
                     assert [entry[name] for name in ("value", "low", "high", "n")] == [
                         cell.value, cell.low, cell.high, cell.n
@@ -106,6 +106,10 @@ def test_the_numbers_are_those_of_the_report(full: dict[str, Any], full_run: Pat
     strongest = full["attacks"]["strongest"]
     assert (strongest["attack"], strongest["variant"]) == ("relearn", "10 steps")
     assert strongest["returns"] is True
+    assert (
+        strongest["excess"]
+        == full["attacks"]["by_name"]["relearn"][1]["recovered"][strongest["measure"]]["excess"]["value"]
+    )
     rates = full["metrics"]["membership_loss"]["unlearned"]["extra"]
     assert "tpr_at_1_fpr" in rates
     assert "roc" not in rates
@@ -117,7 +121,16 @@ def test_every_field_and_every_code_is_documented(full: dict[str, Any]) -> None:
     stage = full["attacks"]["by_name"]["relearn"][0]
     recovery = stage["recovered"]["rouge"]
     metric = full["metrics"]["forget_rouge"]["unlearned"]
-    for key in (*full, *full["verdict"], *full["attacks"], *stage, *recovery, *recovery["back"], *metric):
+    for key in (
+        *full,
+        *full["verdict"],
+        *full["attacks"],
+        *full["attacks"]["strongest"],
+        *stage,
+        *recovery,
+        *recovery["back"],
+        *metric,
+    ):
         assert f"`{key}`" in text, key
     source = Path(verdict_of.__code__.co_filename).read_text()
     codes = set(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,7 +57,9 @@ def under_attack(
     found: list[Evaluation] = []
     for name, one in attacks.items():
         folder = None if output is None else output / ATTACKS / name
-        key = fingerprint(plain.summary["fingerprint"], inquiry.suite.versioned, name, _options(one))
+        # Options may name files, whose content decides as well.
+        files = {option: _content(value) for option, value in _options(one).items()}
+        key = fingerprint(plain.summary["fingerprint"], inquiry.suite.versioned, name, _options(one), files)
         if (known := _known(folder, key, inquiry)) is not None:
             found += [_with_metrics(inquiry, stage, reference) for stage in known]
             continue
@@ -145,6 +148,18 @@ def _options(one: Attack) -> dict[str, Any]:
         for name, value in vars(one).items()
         if not name.startswith("_")
     }
+
+
+def _content(value: Any) -> str | None:
+    """Names a file or a folder of files by its bytes; None for what is neither."""
+    path = Path(value).expanduser() if isinstance(value, str) and 0 < len(value) < 1024 else None
+    try:
+        if path is None or not path.exists():
+            return None
+    except OSError:  # no name that a file could have
+        return None
+    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    return fingerprint([hashlib.blake2b(one.read_bytes()).hexdigest() for one in files])
 
 
 def slug(variant: str) -> str:

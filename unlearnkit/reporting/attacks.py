@@ -7,7 +7,15 @@ from typing import Any
 
 from unlearnkit.reporting.attack_words import EXPLAINED, LEVELS, TITLES, order_of, under
 from unlearnkit.reporting.numbers import count, number
-from unlearnkit.reporting.recoveries import MEASURES, Recovery, recovery, share
+from unlearnkit.reporting.recoveries import (
+    MEASURES,
+    NO_MORE,
+    RETURNS_LIMIT,
+    Recovery,
+    recovery,
+    returns,
+    share,
+)
 from unlearnkit.reporting.views import AttackView, RunView
 
 
@@ -64,16 +72,43 @@ def strongest(attacks: list[Attack]) -> tuple[Attack, Stage, Recovery] | None:
     return max(found, key=lambda item: item[2].judged.value or 0.0, default=None)
 
 
-def share_sentence(attack: Attack, stage: Stage, recovery: Recovery) -> str:
-    """ "38 % (30 % to 46 %) by ROUGE-L after 10 relearning steps; a model that never saw them: 12 %"."""
-    interval = f" ({recovery.back.interval})" if recovery.back.interval else ""
-    control = (
-        "no model that never saw them was attacked for comparison"
-        if recovery.control.value is None
-        else f"a model that never saw them: {recovery.control.text}"
-    )
-    where = under(attack.name, stage.variant, stage.level)
-    return f"{recovery.back.text}{interval} by {recovery.title} {where}; {control}"
+def in_words(attack: Attack, stage: Stage, recovery: Recovery) -> str:
+    """Sentences without an opening: how much came back, of how much in the control, and how much beyond it.
+
+    "38 % (30 % to 46 %) by ROUGE-L after 10 relearning steps; a model that never saw them: 12 %. Beyond that
+    control it is 25 points (15 to 35): 0.520 against 0.264 under the same attack."
+    """
+    back, control = recovery.back, recovery.control
+    interval = f" ({back.interval})" if back.interval else ""
+    came = "a share that cannot be told" if back.value is None else f"{back.text}{interval}"
+    text = f"{came} by {recovery.title} {under(attack.name, stage.variant, stage.level)}"
+    has_control = control.value is not None and control.value >= 0
+    if has_control:
+        text += f"; a model that never saw them: {control.text}"
+    elif recovery.control_attacked.value is None:
+        text += "; no model that never saw them was attacked for comparison"
+    elif recovery.excess.value is None:
+        text += f"; {recovery.levels} of a model that never saw them under the same attack"
+    return " ".join(part for part in (f"{text}.", _beyond(recovery, has_control)) if part)
+
+
+def _beyond(recovery: Recovery, has_control: bool) -> str:
+    """What the attacked model shows beyond a model that never saw the examples; "" where it is not known."""
+    excess, levels = recovery.excess, recovery.levels
+    if excess.value is None:
+        return ""
+    if excess.value <= 0:
+        opening = "Even so it" if (recovery.back.value or 0.0) > 0 else "It"
+        more = NO_MORE[recovery.measure]
+        return f"{opening} {more} than a model that never saw them does under the same attack ({levels})."
+    shown = f"{excess.text} ({excess.interval or 'no interval'})"
+    if returns(recovery):
+        control = "that control" if has_control else "a model that never saw them"
+        return f"Beyond {control} it is {shown}: {levels} under the same attack."
+    is_chance = excess.low is not None and excess.low <= 0
+    why = "within chance" if is_chance else f"below the {100 * RETURNS_LIMIT:g} points that count"
+    other = f"a model that never saw them under the same attack ({levels})"
+    return f"That is {shown} beyond {other}, which is {why}."
 
 
 def _attack(name: str, views: list[AttackView], run: RunView) -> Attack:
@@ -93,9 +128,9 @@ def _attack(name: str, views: list[AttackView], run: RunView) -> Attack:
     if found is None:
         headline, worst = _plainly(stages), ""
     else:
-        beyond = "" if found[2].excess.value is None else " beyond the control"
-        opening = "Nothing came back" if (found[2].back.value or 0.0) <= 0 else f"Strongest{beyond}"
-        headline, worst = f"{opening}: {share_sentence(*found)}.", found[1].variant
+        back = found[2].back.value
+        opening = "Strongest" if back is None or back > 0 else "Nothing came back"
+        headline, worst = f"{opening}: {in_words(*found)}", found[1].variant
     fields = {**vars(draft), "headline": headline, "worst": worst, "spread": _spread(stages)}
     return Attack(**fields)
 
@@ -143,7 +178,7 @@ def _caveats(name: str, views: list[AttackView], run: RunView) -> list[str]:
     if not any("retain" in view.evaluations for view in views):
         found.append(
             "The attack was not run on a model that never saw the examples, so how much of this any model "
-            "would gain is not known."
+            "would show is not known."
         )
     if name == "sampling":
         found.append(

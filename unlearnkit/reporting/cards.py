@@ -89,15 +89,17 @@ def evidence_cards(run: RunView, attacks: Sequence[Attack]) -> list[Card]:
     shown = []
     if found := strongest(list(attacks)):
         attack, stage, recovery = found
-        control = "" if recovery.control.value is None else f"; control {recovery.control.text}"
+        control = recovery.control_attacked
+        compared = "" if control.value is None else f" (retain model under the same attack: {control.text})"
+        beyond = "" if recovery.excess.value is None else f"; beyond the retain model: {recovery.excess.text}"
         shown.append(
             Card(
                 "Comes back under attack",
                 recovery.back.text,
                 recovery.back.value,
-                f"{under(attack.name, stage.variant, stage.level)}, {recovery.title}, "
-                f"n = {count(recovery.back.n)}{control}",
-                "share of what was forgotten; the control is a model that never saw it",
+                f"{under(attack.name, stage.variant, stage.level)}: {recovery.title} {recovery.attacked.text}"
+                f"{compared}, n = {count(recovery.attacked.n)}",
+                f"share of what was forgotten{beyond}",
             )
         )
     metric = strongest_membership(run)

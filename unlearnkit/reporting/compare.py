@@ -139,8 +139,13 @@ def _names(runs: list[RunView]) -> list[str]:
 
 
 def _cautions(runs: list[RunView]) -> list[str]:
-    cautions = [
-        f"{name}: {caution}" for name, run in zip(_names(runs), runs, strict=True) for caution in run.cautions
+    # What holds for every run is said once.
+    of_all = [caution for caution in runs[0].cautions if all(caution in run.cautions for run in runs)]
+    cautions = of_all + [
+        f"{name}: {caution}"
+        for name, run in zip(_names(runs), runs, strict=True)
+        for caution in run.cautions
+        if caution not in of_all
     ]
     for part, what in (("data", "data"), ("template", "prompt template")):
         if len({json.dumps(run.main.fingerprint(part), sort_keys=True) for run in runs}) > 1:

@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnkit.reporting import membership
 from unlearnkit.reporting.attack_words import under
-from unlearnkit.reporting.attacks import Attack, Stage, share_sentence, strongest
-from unlearnkit.reporting.recoveries import Recovery
+from unlearnkit.reporting.attacks import Attack, Stage, in_words, strongest
+from unlearnkit.reporting.recoveries import MORE, RETURNS_LIMIT, Recovery, returns
 from unlearnkit.reporting.tables import titles
 from unlearnkit.reporting.views import RunView
 
 if TYPE_CHECKING:
     from unlearnkit.reporting.verdict import Verdict
 
-RETURNS_LIMIT = 0.1
-"""From this share back beyond the control on (and an interval above 0), forgotten answers count as returning:
-a tenth is more than what the choice of examples moves in the usual 40 to 400 of them, and it is a number that
-somebody who asked for deletion would want to know."""
 MOSTLY_BACK = 0.5
 """From here on most of it was hidden rather than forgotten, and the verdict is bad, not mixed."""
 RETURNS = "_but_returns"
@@ -44,28 +40,31 @@ def with_evidence(verdict: Verdict, run: RunView, attacks: Sequence[Attack]) -> 
     return replace(verdict, sentences=(*verdict.sentences, *sentences))
 
 
-def returns(recovery: Recovery) -> bool:
-    """Whether this much back is more than chance and more than RETURNS_LIMIT."""
-    shown = recovery.judged
-    return shown.value is not None and shown.value >= RETURNS_LIMIT and (shown.low is None or shown.low > 0)
-
-
 def _returned(verdict: Verdict, attack: Attack, stage: Stage, recovery: Recovery) -> Verdict:
-    control = (
-        "" if recovery.control.value is None else f" (a model that never saw them: {recovery.control.text})"
-    )
-    where = under(attack.name, stage.variant, stage.level)
     opening = (
         "Forgotten by behaviour" if verdict.code.startswith("forgotten") else "Repeated less by behaviour"
     )
-    value = recovery.judged.value or 0.0
     return replace(
         verdict,
         code=verdict.code + RETURNS,
-        tone="bad" if value >= MOSTLY_BACK else "mixed",
-        headline=f"{opening}, but {recovery.back.text} returns {where}{control}.",
+        tone="bad" if (recovery.judged.value or 0.0) >= MOSTLY_BACK else "mixed",
+        headline=f"{opening}, but {_what_returns(attack, stage, recovery)}.",
         sentences=(verdict.headline, *verdict.sentences),
     )
+
+
+def _what_returns(attack: Attack, stage: Stage, recovery: Recovery) -> str:
+    where = under(attack.name, stage.variant, stage.level)
+    back, control = recovery.back, recovery.control
+    if back.value is None or back.value < RETURNS_LIMIT:
+        # Little was gained: it was there before the attack, which only the levels tell.
+        more = f"{MORE[recovery.measure]} than a model that never saw them does"
+        return f"{where} it {more} ({recovery.levels})"
+    if control.value is not None and control.value < 0:
+        levels = f"{recovery.title} {recovery.attacked.text}, a model that never saw them"
+        return f"{back.text} returns {where} ({levels} {recovery.control_attacked.text})"
+    compared = "" if control.value is None else f" (a model that never saw them: {control.text})"
+    return f"{back.text} returns {where}{compared}"
 
 
 def _attack_sentences(attacks: Sequence[Attack], found: tuple[Attack, Stage, Recovery] | None) -> list[str]:
@@ -79,13 +78,9 @@ def _attack_sentences(attacks: Sequence[Attack], found: tuple[Attack, Stage, Rec
     tried = f"{names}: {stages} stage{'' if stages == 1 else 's'}"
     if found is None:
         return [f"Attacks were run ({tried}); {_lower(attacks[0].headline)}"]
-    nothing = (found[2].back.value or 0.0) <= 0
-    opening = "nothing came back," if nothing else "the strongest brought back"
-    text = f"Attacks ({tried}): {opening} {share_sentence(*found)}."
-    if found[2].excess.value is not None:
-        excess = found[2].excess
-        text += f" Beyond that control it is {excess.text} ({excess.interval or 'no interval'})."
-    return [text]
+    back = found[2].back.value
+    opening = "the strongest brought back" if back is None or back > 0 else "nothing came back,"
+    return [f"Attacks ({tried}): {opening} {in_words(*found)}"]
 
 
 def _lower(text: str) -> str:

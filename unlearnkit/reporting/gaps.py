@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 
 from unlearnkit.reporting.views import ROLES, AttackView, EvalView, Metric
+
+FEW = re.compile(
+    r"(?P<rates>TPR at .*? FPR) rests on fewer than one example, since there are only (?P<n>one|\d+) "
+    r"non-members?: it is .*"
+)
+SEPARATED = "members and non-members do not overlap"
+"""Remarks of `metrics.membership` that stand in a metric's note."""
 
 
 def why_missing(metric: Metric) -> str:
@@ -86,13 +94,34 @@ def cautions_about(evaluations: dict[str, EvalView]) -> tuple[str, ...]:
 
 
 def _notes(views: list[EvalView]) -> list[str]:
-    """The notes of the measured metrics; one that several share is given once."""
+    """The notes of the measured metrics; one that several share is given once.
+
+    What every membership metric says of its few examples is said once for all of them; that its sets do not
+    overlap stays with its numbers.
+    """
     shared: dict[str, list[str]] = {}
+    few: dict[str, None] = {}
     for view in views:
         for metric in view.metrics.values():
-            if metric.measured and metric.note:
-                shared.setdefault(metric.note.rstrip("."), []).append(f"{metric.title}, {view.role} model")
-    return [f"{_first_of(names)}: {note}" for note, names in shared.items()]
+            if not metric.measured:
+                continue
+            kept = []
+            for note in metric.note.rstrip(".").split("; "):
+                if found := FEW.fullmatch(note):
+                    few[_few(found["rates"], found["n"])] = None
+                elif note and not note.startswith(SEPARATED):
+                    kept.append(note)
+            if kept:
+                shared.setdefault("; ".join(kept), []).append(f"{metric.title}, {view.role} model")
+    return [*few, *(f"{_first_of(names)}: {note}" for note, names in shared.items())]
+
+
+def _few(rates: str, n: str) -> str:
+    others = "one holdout example" if n == "one" else f"{n} holdout examples"
+    return (
+        f"Membership: with only {others} {rates} rests on fewer than one of them: it is the share of forget "
+        "examples that look more familiar than every holdout example"
+    )
 
 
 def _first_of(names: list[str]) -> str:

@@ -89,9 +89,12 @@ _TERMS = {
     "again.",
     "recovered share": "of what was forgotten, how much an attack brings back: 0 % = nothing, 100 % = as "
     "before unlearning. Examples that the attack itself showed to the model are left out.",
-    "control": "the same attack on a model that never saw the examples. What it gains is no memory: only "
-    "what "
-    "comes back beyond the control was hidden in the unlearned model.",
+    "control": "the same attack on the retain model, which never saw the examples. What it then shows is no "
+    "memory.",
+    "beyond the control": "how much more the attacked model shows than the retain model under the same "
+    "attack, in points: 100 = all that the target model knew beyond the retain model, 0 or less = no more "
+    "than "
+    "a model that never saw the examples.",
     "relearning": "training the unlearned model for a few more steps; if answers that were not shown return "
     "too, they were hidden and not forgotten.",
     "quantisation": "rounding the weights to 8 or 4 bits, as is done to save memory; it may undo small "
@@ -133,7 +136,7 @@ _BY_METRIC = (
 """What a metric's name, group or variant has in it -> the terms that its row uses."""
 _ALWAYS = ("target model", "unlearned model", "retain model", "interval", "n", "fingerprint")
 _BY_ATTACK = {"relearn": "relearning", "quantize": "quantisation", "rephrase": "rephrasing"}
-_WITH_ATTACKS = ("attack", "recovered share", "control", "ROUGE-L", "probability")
+_WITH_ATTACKS = ("attack", "recovered share", "control", "beyond the control", "ROUGE-L", "probability")
 
 
 def glossary(metrics: Iterable[Metric], attacks: Iterable[str] = ()) -> list[tuple[str, str]]:

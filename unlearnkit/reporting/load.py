@@ -29,23 +29,27 @@ ATTACKS = "attacks"
 """The folder of attacked evaluations inside an evaluation folder: attacks/NAME/VARIANT."""
 
 
-def load_run(folder: str | Path, suite: str | None = None) -> RunView:
+def load_run(
+    folder: str | Path, suite: str | None = None, beside: Mapping[str, str | Path] | None = None
+) -> RunView:
     """Read a run directory, or one evaluation folder.
 
     Args:
         folder: runs/NAME, or a folder with summary.json and records.parquet.
         suite: which suite of the run its verdict is about; by default the recipe's, if it has forget quality
             or no other has, else the first with forget quality.
+        beside: "target" and "retain" -> evaluation folders of these models, for an evaluation folder; a run
+            directory has its own.
 
     Raises:
-        RecordsError: the folder, or a part of it, is missing or cannot be read.
+        RecordsError: the folder, or a part of it, is missing or cannot be read, or models do not go together.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise RecordsError(f"there is no folder {folder}; give a run directory or an evaluation folder")
     if (folder / RECORDS).exists():
         main = load_evaluation(folder)
-        evaluations = {main.role: main}
+        evaluations = _with_others(main, beside or {})
         suite_name = str(main.summary.get("suite", folder.name.partition("@")[0]))
         attacks = load_attacks(evaluations)
         return RunView(
@@ -58,7 +62,30 @@ def load_run(folder: str | Path, suite: str | None = None) -> RunView:
             cautions=cautions_about(evaluations),
             attacks=attacks,
         )
+    if beside:
+        raise RecordsError(
+            f"{folder} is a run directory, which has its own {' and '.join(beside)} model; leave "
+            f"--{next(iter(beside))} out, or give an evaluation folder"
+        )
     return _load_directory(folder, suite)
+
+
+def _with_others(main: EvalView, beside: Mapping[str, str | Path]) -> dict[str, EvalView]:
+    """An evaluation and those of other models on the same suite, in the order of the tables."""
+    found = {main.role: main}
+    for role, path in beside.items():
+        if role == main.role:
+            raise RecordsError(
+                f"{main.folder} is itself the evaluation of the {role} model; leave --{role} out"
+            )
+        other = load_evaluation(Path(path), role=role)
+        if other.summary.get("suite") != main.summary.get("suite"):
+            raise RecordsError(
+                f"{path} was evaluated with the suite {other.summary.get('suite')}, {main.folder} with "
+                f"{main.summary.get('suite')}; evaluate both models with the same suite"
+            )
+        found[role] = other
+    return {role: found[role] for role in ROLES if role in found}
 
 
 def _load_directory(folder: Path, suite: str | None) -> RunView:

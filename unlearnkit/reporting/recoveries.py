@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 Measure = Literal["rouge", "probability"]
 MEASURES: tuple[tuple[Measure, str], ...] = (("rouge", "ROUGE-L"), ("probability", "probability"))
 DATASET = "forget"
+RETURNS_LIMIT = 0.1
+"""From this share back beyond the control on (and an interval above 0), forgotten answers count as returning:
+a tenth is more than what the choice of examples moves in the usual 40 to 400 of them, and it is a number that
+somebody who asked for deletion would want to know."""
+MORE = {"rouge": "repeats more of them", "probability": "finds them likelier"}
+NO_MORE = {"rouge": "repeats no more of them", "probability": "finds them no likelier"}
+"""By measure: what a model does that knows more, or no more, of the answers than another."""
 NO_CONTROL = "the attack was not run on a retain model"
 
 
@@ -51,6 +58,17 @@ class Recovery:
     def judged(self) -> Cell:
         """What the verdict goes by: the share beyond the control, or the share where there is no control."""
         return self.back if self.excess.value is None else self.excess
+
+    @property
+    def levels(self) -> str:
+        """The attacked model's mean "against" that of the retain model under the same attack."""
+        return f"{self.attacked.text} against {self.control_attacked.text}"
+
+
+def returns(recovery: Recovery) -> bool:
+    """Whether this much back is more than chance and at least RETURNS_LIMIT."""
+    shown = recovery.judged
+    return shown.value is not None and shown.value >= RETURNS_LIMIT and (shown.low is None or shown.low > 0)
 
 
 def recovery(view: AttackView, run: RunView, measure: Measure, title: str) -> Recovery:
@@ -112,7 +130,8 @@ def _points(value: float, low: float | None, high: float | None, n: int) -> Cell
         return f"{round(100 * x)}".replace("-", "−")
 
     interval = "" if low is None or high is None else f"{text(low)} to {text(high)}"
-    return Cell(f"{text(value)} points", value, interval, n, low=low, high=high)
+    unit = "point" if abs(round(100 * value)) == 1 else "points"
+    return Cell(f"{text(value)} {unit}", value, interval, n, low=low, high=high)
 
 
 def _mean(view: EvalView | None, measure: Measure, seen: frozenset[str]) -> Cell:

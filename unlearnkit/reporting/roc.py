@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from unlearnkit.reporting.drawing import COLOURS, DASHES, PAGE, QUIET, figure, short, style, to_svg
+from unlearnkit.reporting.drawing import COLOURS, DASHES, QUIET, figure, short, style, to_svg
 from unlearnkit.reporting.numbers import number
 
 Floats = NDArray[np.float64]
@@ -23,7 +23,7 @@ STEP = 1 / 150
 
 
 def roc_curves(curves: Sequence[Mapping[str, Any]]) -> str:
-    """All attacks, members found against non-members accused; each panel's legend has the AUCs.
+    """All attacks, members found against non-members accused; beside each model's name stands its AUC.
 
     Args:
         curves: "title" of the attack, "role", "auc", "fpr" and "tpr" (from 0 to 1, ascending); those of one
@@ -44,11 +44,11 @@ def _panels(curves: Sequence[Mapping[str, Any]], log: bool) -> str:
     columns = min(3, len(attacks))
     rows = math.ceil(len(attacks) / columns)
     with style("roc-log" if log else "roc"):
-        fig = figure(4.2 * columns, 3.3 * rows + 0.2)
+        fig = figure(4.2 * columns, 3.55 * rows + 0.2)
         for place, group in enumerate(attacks):
             axes = fig.add_subplot(rows, columns, place + 1)
             _panel(axes, group, log)
-            axes.set_title(short(_name(group)))
+            axes.set_title(short(_name(group)), pad=22)
             if place + columns >= len(attacks):
                 axes.set_xlabel("False positive rate")
             if place % columns == 0:
@@ -75,7 +75,7 @@ def _panel(axes: Axes, group: Sequence[Mapping[str, Any]], log: bool) -> None:
             color=COLOURS[role],
             linestyle=DASHES[role],
             linewidth=2,
-            label=f"{role} {number(curve['auc'], 2)}",
+            label=f"{role} {curve['auc']:.2f}",
         )
     if log:
         axes.set_xscale("log")
@@ -92,15 +92,15 @@ def _panel(axes: Axes, group: Sequence[Mapping[str, Any]], log: bool) -> None:
         axes.set_yticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
         axes.set_xlim(-0.01, 1.01)
         axes.set_ylim(-0.01, 1.02)
+    # Above the panel: curves may run through any of its corners.
     axes.legend(
-        loc="lower right",
-        title="AUC",
-        alignment="left",
-        handlelength=2.4,
-        frameon=True,
-        facecolor=PAGE,
-        edgecolor="none",
-        framealpha=0.8,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=len(group),
+        handlelength=1.9,
+        handletextpad=0.5,
+        columnspacing=1.1,
+        borderaxespad=0.1,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from unlearnkit.reporting.attack_words import TITLES, order_of, under
+from unlearnkit.reporting.attack_words import order_of, under
 from unlearnkit.reporting.attacks import Attack
 from unlearnkit.reporting.membership import aucs
 from unlearnkit.reporting.numbers import MISSING
@@ -44,7 +44,8 @@ def side_tables(
         (
             "How much comes back under attack",
             "Shares of what was forgotten, with the same share for a model that never saw the examples "
-            "(control).",
+            "(control). Beyond the control: how much more the attacked model then shows than that model; 100 "
+            "points are all that the target model knew beyond it.",
             _attacks(attacks),
         ),
         (
@@ -104,11 +105,11 @@ def _attacks(attacks: Sequence[Sequence[Attack]]) -> list[dict[str, Any]]:
         ]
         for number_of, (_, measure) in enumerate(MEASURES):
             shown = [None if stage is None else stage.recoveries[number_of] for stage in of_runs]
-            opening = f"{TITLES.get(name, name)}: {under(name, variant, level)}, {measure}"
-            rows += _row(opening, [_missing() if one is None else one.back for one in shown])
-            rows += _row(
-                f"{opening} (control)", [_missing() if one is None else one.control for one in shown]
-            )
+            where = under(name, variant, level)
+            opening = f"{where[:1].upper()}{where[1:]}, {measure}"
+            for kind, ending in (("back", ""), ("control", " (control)"), ("excess", ": beyond the control")):
+                cells = [_missing() if one is None else getattr(one, kind) for one in shown]
+                rows += _row(f"{opening}{ending}", cells)
     return rows
 
 

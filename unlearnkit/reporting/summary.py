@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearnkit.reporting.attacks import Attack, Stage, strongest
-from unlearnkit.reporting.evidence import returns
-from unlearnkit.reporting.recoveries import Recovery
+from unlearnkit.reporting.recoveries import Recovery, returns
 from unlearnkit.reporting.tables import Cell
 from unlearnkit.reporting.verdict import Verdict
 from unlearnkit.reporting.views import ROLES, EvalView, RunView
@@ -105,9 +104,7 @@ def _stage(run: RunView, attack: Attack, stage: Stage) -> dict[str, Any]:
 def _recovery(recovery: Recovery) -> dict[str, Any]:
     return {
         name: _number(getattr(recovery, name))
-        for name in (
-            "back", "control", "excess", "unlearned", "attacked", "control_attacked", "target"
-        )
+        for name in ("back", "control", "excess", "unlearned", "attacked", "control_attacked", "target")
     }
 
 

@@ -48,6 +48,8 @@ class Cell:
     note: str = ""
     low: float | None = None
     high: float | None = None
+    hint: str = ""
+    """A remark that is shown when one points at the number."""
 
     @property
     def detail(self) -> str:
@@ -86,7 +88,9 @@ def cell(metric: Metric | None) -> Cell:
     )
     text = p_value(metric.value, metric.extra.get("log10_p")) if write is p_value else number(metric.value)
     unscored = f"{len(metric.unscored)} not scored" if metric.unscored else ""
-    return Cell(text, metric.value, interval, metric.n, unscored, *_ends(metric.low, metric.high))
+    return Cell(
+        text, metric.value, interval, metric.n, unscored, *_ends(metric.low, metric.high), metric.note
+    )
 
 
 def _ends(low: float, high: float) -> tuple[float | None, float | None]:

@@ -22,8 +22,9 @@ class ReportPaths:
 
 
 def write_report(
-    folders: str | Path | Sequence[str | Path], out: str | Path | None = None, *, suite: str | None = None
-) -> ReportPaths:
+    folders: str | Path | Sequence[str | Path], out: str | Path | None = None, *, suite: str | None = None,
+    target: str | Path | None = None, retain: str | Path | None = None,
+) -> ReportPaths:  # fmt: skip
     """Write report.html, report.md and summary.json for one run, or one comparison of several.
 
     Needs records only: no model, no GPU, no network. Equal input gives equal bytes.
@@ -33,6 +34,8 @@ def write_report(
         out: the folder to write to. By default the run itself; `report/` inside a single evaluation folder;
             `comparison/` beside the first of several runs.
         suite: which suite to report where a run holds several.
+        target, retain: evaluation folders of the model before unlearning and of the retain model, where
+            `folders` are evaluation folders; run directories have their own.
 
     Raises:
         RecordsError: a folder or a part of it is missing or cannot be read, or `out` cannot hold a report.
@@ -43,7 +46,9 @@ def write_report(
         raise RecordsError("no run was given; name at least one run directory or evaluation folder")
     if len({path.resolve() for path in paths}) < len(paths):
         raise RecordsError("a run was given twice; name each folder once")
-    runs = [load_run(path, suite) for path in paths]
+    given = {"target": target, "retain": retain}
+    beside = {role: path for role, path in given.items() if path is not None}
+    runs = [load_run(path, suite, beside) for path in paths]
     folder = _out(paths, Path(out) if out is not None else None)
     # Imported here: reading a wrong path should not wait for matplotlib.
     from unlearnkit.reporting import compare, html, markdown, page
