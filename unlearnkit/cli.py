@@ -6,6 +6,7 @@ interrupted. `--debug` anywhere on the line shows the traceback.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -294,6 +295,8 @@ def main() -> None:
     sys.argv = [a for a in sys.argv if a != "--debug"]
     # No library that we use phones home on our account.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Says at every import that a faster kernel is not installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False)
     except UserError as error:

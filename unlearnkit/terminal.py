@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -71,8 +70,9 @@ def print_attacks(found: Mapping[str, Any]) -> None:
             cells = [at.metrics[name] if at is not None else None for name in names]
             shown = ("" if c is None else _number(c.value) if c.measured else "–" for c in cells)
             table.add_row(" ".join(stage).strip(), *[escape(label)][: len(headings) - 1], *shown)
-    console.print()
-    console.print(table, width=max(console.width, 110))  # a number is never cut
+    wide = Console(soft_wrap=True, highlight=False, width=max(console.width, 120))  # no number is cut
+    wide.print()
+    wide.print(table)
 
 
 def _number(value: float) -> str:
@@ -87,5 +87,4 @@ def quiet() -> None:
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
     transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()

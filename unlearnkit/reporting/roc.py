@@ -92,16 +92,18 @@ def _panel(axes: Axes, group: Sequence[Mapping[str, Any]], log: bool) -> None:
         axes.set_yticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
         axes.set_xlim(-0.01, 1.01)
         axes.set_ylim(-0.01, 1.02)
-    # Above the panel: curves may run through any of its corners.
-    axes.legend(
+    # Above the panel: curves may run through any of its corners. The panel's width does not depend on it.
+    legend = axes.legend(
         loc="lower left",
         bbox_to_anchor=(-0.02, 1.0),
         ncols=len(group),
-        handlelength=1.9,
-        handletextpad=0.5,
-        columnspacing=1.1,
+        fontsize=9,
+        handlelength=1.7,
+        handletextpad=0.4,
+        columnspacing=0.9,
         borderaxespad=0.1,
     )
+    legend.set_in_layout(False)
 
 
 def corners(fpr: Floats, tpr: Floats, log: bool) -> tuple[Floats, Floats]:
