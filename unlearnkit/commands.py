@@ -197,7 +197,13 @@ def _attacks(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
                 f"--attack {text!r} is neither a name nor a name with options; write --attack relearn or "
                 "--attack 'relearn: {steps: [5, 10]}'"
             )
-        attacks |= {str(name): dict(options or {}) for name, options in value.items()}
+        for name, options in value.items():
+            if name in attacks:
+                raise UserError(
+                    f"--attack {name} is given twice, and only one would be kept; evaluate twice, each time "
+                    "with an --output of its own"
+                )
+            attacks[str(name)] = dict(options or {})
     return attacks
 
 

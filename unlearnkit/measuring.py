@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from unlearnkit.evaluation.attacked import slug
+from unlearnkit.evaluation.attacked import list_stages, slug
 from unlearnkit.evaluation.results import ATTACKS, Evaluation, is_evaluation, read_evaluation
 from unlearnkit.evaluation.runner import evaluate
 from unlearnkit.evaluation.share import is_main
@@ -69,9 +70,7 @@ class Measuring:
             found = read_evaluation(model, suite, role=role, label=label)
             if is_main():
                 found.run.save(folder)
-                for stage in found.attacked:
-                    attack, variant = stage.stage or ("", "")
-                    stage.run.save(folder / ATTACKS / attack / slug(variant))
+                _save_stages(found, folder)
             return found
         own = self.recipe.model
         as_trained = {
@@ -87,3 +86,14 @@ class Measuring:
             label=label, output=folder, template=self.recipe.data.template, batch_tokens=spec.batch_tokens,
             max_new_tokens=spec.max_new_tokens, progress=self.progress, **loading,
         )  # fmt: skip
+
+
+def _save_stages(found: Evaluation, folder: Path) -> None:
+    """Take over the stages of a finished evaluation, so that they serve as the control."""
+    by_attack: dict[str, list[Evaluation]] = {}
+    for stage in found.attacked:
+        name, variant = stage.stage or ("", "")
+        stage.run.save(folder / ATTACKS / name / slug(variant))
+        by_attack.setdefault(name, []).append(stage)
+    for name, stages in by_attack.items():
+        list_stages(folder / ATTACKS / name, stages, found.summary["fingerprint"])

@@ -6,13 +6,16 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
-from unlearnkit.errors import RecipeError
+from unlearnkit.errors import RecipeError, UserError
 from unlearnkit.evaluation.attacked import make_attacks, slug
 from unlearnkit.evaluation.attacks import attack, available, describe
 from unlearnkit.evaluation.metrics.rouge import rouge_l
 from unlearnkit.evaluation.records import EvalRun
+from unlearnkit.evaluation.results import read_evaluation
 from unlearnkit.evaluation.runner import evaluate
+from unlearnkit.evaluation.suite import load_suite
 
 
 @pytest.fixture
@@ -206,3 +209,113 @@ def test_slug():
     assert slug("../x") == "..-x"
     assert slug("日本") == "日本"
     assert slug("//") == "stage"
+
+
+def test_what_decides_a_stage_decides_whether_it_is_read(run, tmp_path, tiny_model, suite):
+    """The bound of a generation, what the suite asks, and another model in the same folder."""
+    first = run(attacks=RELEARN, output=tmp_path / "out").attacked[-1]
+    assert max(first.run.records["tokens"].map(len)) == 5
+    longer = run(attacks=RELEARN, output=tmp_path / "out", max_new_tokens=9).attacked[-1]
+    assert max(longer.run.records["tokens"].map(len)) > 5
+    suite.write_text(
+        suite.read_text().replace("answer_likelihood: [forget]", "answer_likelihood: [forget, retain]")
+    )
+    more = run(attacks=RELEARN, output=tmp_path / "out").attacked[-1]
+    assert "retain" in set(more.run.records.query("probe == 'answer_likelihood'")["dataset"])
+    other = tiny_model()
+    with torch.no_grad():
+        other.lm_head.weight.mul_(1.5)
+    assert run(other, output=tmp_path / "out").attacked == []
+    assert read_evaluation(tmp_path / "out", load_suite(suite)).attacked == [], "stages of another model"
+
+
+def test_a_stage_on_disk_has_the_metrics_of_today(run, tmp_path):
+    retain = run(role="retain", attacks=RELEARN)
+    run(attacks=RELEARN, output=tmp_path / "out")
+    run(attacks=RELEARN, output=tmp_path / "out", reference=retain)
+    meta = EvalRun.load(tmp_path / "out" / "attacks" / "relearn" / "3-steps").meta
+    assert meta["metrics"]["forget_quality"]["value"] == 1.0
+
+
+def test_a_control_is_the_same_attack_with_the_same_options(run):
+    retain = run(role="retain", attacks={"prompt": {"variants": ["prefix"], "prefix_tokens": 1}})
+    other = run(attacks={"prompt": {"variants": ["prefix"], "prefix_tokens": 3}}, reference=retain)
+    assert not other.attacked[0].metrics["forget_quality"].measured
+    same = run(attacks={"prompt": {"variants": ["prefix"], "prefix_tokens": 1}}, reference=retain)
+    assert same.attacked[0]["forget_quality"] == 1.0
+
+
+def test_a_judge_is_not_attacked_itself(tiny_model, tiny_tokenizer, tmp_path, data):
+    """The target relearning judges nothing; a target beside it does, and what it said clean stays."""
+    path = tmp_path / "judge.yaml"
+    path.write_text(
+        "suite: judge\nversion: 1\ndata: {forget: null, retain: null}\n"
+        "probes: {generate_answer: [forget], judged_likelihood: [forget], max_new_tokens: 4}\n"
+        "metrics: {said: {kind: judged_logp, dataset: forget}}\n"
+    )
+    options = {"suite": path, "data": data, "progress": False}
+    target = tiny_model()
+    found = evaluate(target, tiny_tokenizer, role="target", attacks=RELEARN, **options)
+    assert found.metrics["said"].measured
+    assert not found.attacked[0].metrics["said"].measured
+    beside = evaluate(tiny_model(), tiny_tokenizer, target=target, attacks=RELEARN, **options)
+    assert beside.attacked[0].metrics["said"].measured
+    again = evaluate(tiny_model(), tiny_tokenizer, target=target.train(), cache=False, **options)
+    assert again["said"] == pytest.approx(found["said"])
+    assert target.training
+
+
+def test_an_attack_is_given_once_and_refused_early(run, tiny_model):
+    with pytest.raises(RecipeError, match="relearn is given twice"):
+        make_attacks(["relearn", "relearn"])
+    model = tiny_model()
+    model.forward = None  # nothing may be asked
+    for attacks, match in (
+        ({"relearn": {"source": "nowhere"}}, "relearn.source is 'nowhere'"),
+        ({"strip_adapter": {}}, "adapter"),
+        ({"prompt": {"dataset": "nobody"}}, "nobody"),
+    ):
+        with pytest.raises(UserError, match=match):
+            run(model, attacks=attacks)
+
+
+def test_members_asked_otherwise_than_the_holdout_are_not_compared(
+    tiny_model, tiny_tokenizer, tmp_path, data
+):
+    found = evaluate(
+        tiny_model(), tiny_tokenizer, "membership", {"forget": data["forget"], "holdout": data["retain"]},
+        attacks={"prompt": {"variants": ["prefix"]}, **RELEARN}, progress=False,
+    )  # fmt: skip
+    by_stage = {one.stage[0]: one.metrics["membership_loss"] for one in found.attacked}
+    assert "asks about the members otherwise" in by_stage["prompt"].note
+    assert by_stage["relearn"].measured
+
+
+def test_a_limit_takes_the_same_examples_under_attack(tiny_model, tiny_tokenizer, tmp_path, fictional_rows):
+    """The first row has no paraphrased question and is left out: the others do not move up."""
+    rows = fictional_rows("forget10_perturbed")[:4]
+    rows[0] = {**rows[0], "paraphrased_question": None}
+    (tmp_path / "f.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "limited.yaml"
+    path.write_text(
+        "suite: limited\nversion: 1\ndata: {forget: null}\n"
+        "probes: {generate_answer: [{dataset: forget, limit: 2}], max_new_tokens: 2}\nmetrics: {}\n"
+    )
+    found = evaluate(
+        tiny_model(), tiny_tokenizer, path, {"forget": str(tmp_path / "f.jsonl")}, progress=False,
+        attacks={"rephrase": {"forms": ["paraphrase"]}},
+    )  # fmt: skip
+    plain, attacked = (
+        found.run.records["example_id"].tolist(),
+        found.attacked[0].run.records["example_id"].tolist(),
+    )
+    assert len(plain) == 2
+    assert attacked == plain[1:]
+
+
+def test_what_hooks_change_is_not_kept(run, tiny_model):
+    before = run(tiny_model())
+    hooked = tiny_model()
+    hooked.get_output_embeddings().register_forward_hook(lambda module, args, logits: logits * 3)
+    assert run(hooked)["forget_probability"] != before["forget_probability"]
+    assert run(tiny_model()).asked == 0

@@ -346,3 +346,75 @@ def test_any_model_with_forward_and_generate(tiny_model, tiny_tokenizer, asked):
     for name, result in base.items():
         close(found[name], result)
     assert texts(Plain(tiny_model()), tiny_tokenizer, asked[1]) == spoken
+
+
+class Least(torch.nn.Module):
+    """Not even a config: logits in, and a `generate` with two arguments of its own."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids, attention_mask):
+        """An output with logits."""
+        return self.inner(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+
+    def generate(self, input_ids, max_new_tokens):
+        """Greedy, without an end."""
+        for _ in range(max_new_tokens):
+            logits = self.inner(input_ids=input_ids, use_cache=False).logits[:, -1]
+            input_ids = torch.cat([input_ids, logits.argmax(-1, keepdim=True)], dim=1)
+        return input_ids
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 10000])
+def test_the_least_of_models(tiny_model, tiny_tokenizer, asked, batch_tokens):
+    found = scores(Least(tiny_model()), asked[0], batch_tokens=batch_tokens)
+    for name, result in scores(tiny_model(), asked[0]).items():
+        close(found[name], result)
+    spoken = texts(tiny_model(), tiny_tokenizer, asked[1])
+    assert texts(Least(tiny_model()), tiny_tokenizer, asked[1], batch_tokens=batch_tokens) == spoken
+
+
+def test_prompt_tuning_is_scored_behind_its_virtual_tokens(tiny_model, asked):
+    """The naive way, with the model's own last positions."""
+    from peft import PromptTuningConfig, get_peft_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+        model = get_peft_model(tiny_model(), config).eval()
+    found = scores(model, asked[0])
+    for question in asked[0][:5]:
+        ids = torch.tensor([[*question.prompt_ids, *question.answer_ids]])
+        with torch.no_grad():
+            out = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        logp = torch.log_softmax(out.logits[0, -ids.shape[1] :].double(), -1)
+        start = len(question.prompt_ids)
+        want = [float(logp[start - 1 + i, token]) for i, token in enumerate(question.answer_ids)]
+        assert found[question.pair]["logps"] == pytest.approx(want, abs=1e-4)
+
+
+def test_nan_in_a_generation_is_refused(tiny_model, tiny_tokenizer, asked):
+    model, steps = tiny_model(), []
+
+    def spoil(module, args, logits):
+        steps.append(1)
+        return logits * float("nan") if len(steps) == 4 else logits
+
+    model.get_output_embeddings().register_forward_hook(spoil)
+    with pytest.raises(ModelError, match=r"NaN for example \w+ of 'forget', token 4 that it generates"):
+        texts(model, tiny_tokenizer, asked[1])
+
+
+def test_prompts_that_do_not_fit_together_are_scored_apart(tiny_model, asked):
+    model, base = tiny_model(), scores(tiny_model(), asked[0])
+
+    def full(module, args, kwargs):
+        if kwargs.get("use_cache") and kwargs["input_ids"].shape[0] > 1:
+            raise torch.OutOfMemoryError("out of memory")
+
+    model.register_forward_pre_hook(full, with_kwargs=True)
+    with pytest.warns(UserWarning, match="ran out of memory with .* prompts at once"):
+        found = scores(model, asked[0], share_prompts=True)
+    assert {k: v["hits"] for k, v in found.items()} == {k: v["hits"] for k, v in base.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -69,16 +70,23 @@ def asked(monkeypatch):
     return seen
 
 
-def counted(model):
-    """The model, and a list of the rows of every forward pass that used no cache (the scoring pass)."""
-    rows = []
+@pytest.fixture
+def counted(monkeypatch):
+    """`counted(model)`: a list of the rows of every forward pass that used no cache (the scoring pass)."""
 
-    def note(module, args, kwargs):
-        if kwargs.get("use_cache") is False:
-            rows.append(kwargs["input_ids"].shape[0])
+    def count(model):
+        forward, rows = type(model).forward, []
 
-    model.register_forward_pre_hook(note, with_kwargs=True)
-    return model, rows
+        @functools.wraps(forward)
+        def note(self, *args, **kwargs):
+            if kwargs.get("use_cache") is False:
+                rows.append(kwargs["input_ids"].shape[0])
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(type(model), "forward", note)
+        return model, rows
+
+    return count
 
 
 def lora(model, **options):
@@ -94,7 +102,7 @@ def same(one, two):
     pd.testing.assert_frame_equal(one.run.records, two.run.records)
 
 
-def test_each_pair_is_scored_once_and_never_again(run, tiny_model, asked):
+def test_each_pair_is_scored_once_and_never_again(run, tiny_model, asked, counted):
     model, rows = counted(tiny_model())
     first = run(model)
     likelihood = first.run.records.query("probe == 'answer_likelihood'")

@@ -10,17 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnkit.errors import UserError
+from unlearnkit.errors import RecipeError, UserError
 from unlearnkit.evaluation.attacks import Attack, Subject, attack
-from unlearnkit.evaluation.results import ATTACKS, Evaluation, compute_metrics, described, save_evaluation
+from unlearnkit.evaluation.results import (
+    ATTACKS,
+    STAGES,
+    Evaluation,
+    compute_metrics,
+    described,
+    save_evaluation,
+)
 from unlearnkit.evaluation.share import is_main, processes
 from unlearnkit.files import fingerprint, read_json, write_json
 
 if TYPE_CHECKING:
     from unlearnkit.evaluation.runner import Inquiry
-
-#: Written last into the folder of an attack: what was attacked how, and its stages.
-STAGES = "stages.json"
 
 
 def make_attacks(
@@ -33,10 +37,16 @@ def make_attacks(
     """
     if isinstance(attacks, Mapping):
         return {name: attack(name, options) for name, options in attacks.items()}
-    return {
-        (one if isinstance(one, str) else _name_of(one)): attack(one) if isinstance(one, str) else one
-        for one in attacks
-    }
+    made: dict[str, Attack] = {}
+    for one in attacks:
+        name = one if isinstance(one, str) else _name_of(one)
+        if name in made:
+            raise RecipeError(
+                f"the attack {name} is given twice, and only one would be kept; evaluate twice, each time "
+                "with an --output of its own"
+            )
+        made[name] = attack(one) if isinstance(one, str) else one
+    return made
 
 
 def _name_of(one: Attack) -> str:
@@ -59,16 +69,29 @@ def under_attack(
         folder = None if output is None else output / ATTACKS / name
         # Options may name files, whose content decides as well.
         files = {option: _content(value) for option, value in _options(one).items()}
-        key = fingerprint(plain.summary["fingerprint"], inquiry.suite.versioned, name, _options(one), files)
-        if (known := _known(folder, key, inquiry)) is not None:
-            found += [_with_metrics(inquiry, stage, reference) for stage in known]
-            continue
-        stages = list(_stages(inquiry, subject, name, one, reference, folder))
+        key = fingerprint(
+            plain.summary["fingerprint"], inquiry.name, fingerprint(subject.rows), name, _options(one), files
+        )
+        stages = _known(folder, key, inquiry)
+        if stages is not None:
+            stages = [_with_metrics(inquiry, stage, reference) for stage in stages]
+            if folder is not None and is_main():
+                for stage in stages:
+                    stage.run.save(folder / slug(stage.summary["attack"]["variant"]))
+        else:
+            if folder is not None and is_main():  # an unfinished attack is no attack
+                (folder / STAGES).unlink(missing_ok=True)
+            stages = list(_stages(inquiry, subject, name, one, reference, folder))
         if folder is not None and is_main():
-            variants = [slug(stage.summary["attack"]["variant"]) for stage in stages]
-            write_json(folder / STAGES, {"key": key, "stages": variants})
+            list_stages(folder, stages, plain.summary["fingerprint"], key)
         found += stages
     return found
+
+
+def list_stages(folder: Path, stages: Sequence[Evaluation], of: Any, key: str = "") -> None:
+    """Write what makes the stages in a folder count: whose they are, and which."""
+    variants = [slug(stage.summary["attack"]["variant"]) for stage in stages]
+    write_json(folder / STAGES, {"key": key, "of": of, "stages": variants})
 
 
 def _stages(
@@ -83,14 +106,14 @@ def _stages(
             started = time.perf_counter()
             with own_precision(stage.model):
                 # The weights of an attacked model are seldom met again, but its name decides what is known.
-                examination = inquiry.examination(stage, model_fingerprint(stage.model))
+                examination = inquiry.examination(stage, model_fingerprint(stage.model), plain=subject)
                 records = examination.records()
             facts = {
                 "name": name, "variant": stage.variant, "level": stage.level, "options": _options(one),
                 "seen": sorted(stage.seen), "facts": dict(stage.facts),
                 "asks_otherwise": stage.rows is not subject.rows or stage.answer_prefix_tokens > 0,
             }  # fmt: skip
-            other = _counterpart(reference, (name, stage.variant), changed=bool(facts["asks_otherwise"]))
+            other = _counterpart(reference, facts)
             result = inquiry.result(
                 records, examination, stage.template, other, started, examination.model_name, facts
             )
@@ -99,20 +122,20 @@ def _stages(
             yield result
 
 
-def _counterpart(reference: Evaluation | None, stage: tuple[str, str], *, changed: bool) -> Evaluation | None:
-    """The retain model's evaluation that a stage compares with."""
+def _counterpart(reference: Evaluation | None, attack: Mapping[str, Any]) -> Evaluation | None:
+    """The retain model's evaluation that a stage compares with: the same stage, else the plain one if the
+    attack changes only the model."""
     if reference is None:
         return None
-    return reference.under(stage) or (None if changed else reference)
+    own = reference.under((attack["name"], attack["variant"]), attack["options"])
+    return own or (None if attack["asks_otherwise"] else reference)
 
 
 def _with_metrics(inquiry: Inquiry, stage: Evaluation, reference: Evaluation | None) -> Evaluation:
     """A stage that was read from disk, with the metrics of today."""
-    name = stage.stage
-    assert name is not None
-    changed = bool(stage.summary["attack"].get("asks_otherwise"))
-    other = _counterpart(reference, name, changed=changed)
+    other = _counterpart(reference, stage.summary["attack"])
     metrics = compute_metrics(inquiry.suite, stage.run, other.run if other else None)
+    inquiry.explain(metrics, stage.summary["attack"])
     stage.run.meta["metrics"] = described(metrics, inquiry.suite)
     return dataclasses.replace(stage, metrics=metrics)
 

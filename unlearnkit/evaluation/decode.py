@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from unlearnkit.training.logprobs import understood
+
 #: (float32 logits [B, V], places of the rows in the whole batch [B], step) -> tokens int64 [B].
 Pick: TypeAlias = Callable[[Tensor, list[int], int], Tensor]
 
@@ -27,6 +29,14 @@ _HARMLESS = {
     "output_attentions", "output_hidden_states", "output_scores", "output_logits",
     "return_dict_in_generate",
 }  # fmt: skip
+
+
+class NotANumberError(Exception):
+    """The model gives NaN for a row of a batch at a step."""
+
+    def __init__(self, row: int, step: int) -> None:
+        super().__init__(f"NaN in row {row} at step {step}")
+        self.row, self.step = row, step
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,8 @@ def decode(
     """
     device = next(model.parameters()).device
     batch = left_padded(prompts, pad_id, device)
-    out = model(**batch, use_cache=True, logits_to_keep=1)
-    cache = out.past_key_values
+    out = model(**batch, **understood(model.forward, {"use_cache": True, "logits_to_keep": 1}))
+    cache: Any = getattr(out, "past_key_values", None)
     if not is_plain_cache(cache):
         return None
     mask_BT, last_B = batch["attention_mask"], batch["position_ids"][:, -1]
@@ -141,6 +151,8 @@ def decode(
     rows = list(range(len(prompts)))  # the places of the rows that are in the batch
     logits_BV, ended = out.logits[:, -1].float(), set[int]()
     for step in range(max_new_tokens):
+        if bool(torch.isnan(logits_BV).any()):
+            raise NotANumberError(rows[int(logits_BV.isnan().any(-1).nonzero()[0])], first_step + step)
         chosen_B = pick(logits_BV, rows, first_step + step)
         for row, token in zip(rows, chosen_B.tolist(), strict=True):
             if row not in ended:

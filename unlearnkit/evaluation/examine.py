@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from unlearnkit.errors import ModelError
 from unlearnkit.evaluation import capability, probes
 from unlearnkit.evaluation.attacks.subject import Subject
 from unlearnkit.evaluation.cost import Budget, Cost
@@ -38,6 +39,7 @@ from unlearnkit.evaluation.share import ask_missing
 from unlearnkit.evaluation.store import ResultStore
 from unlearnkit.evaluation.suite import Ask, Suite
 from unlearnkit.files import fingerprint
+from unlearnkit.models.load import is_named_by_weights
 
 Row: TypeAlias = dict[str, Any]
 #: A question, the bound of new tokens, and how it is drawn (None: greedily).
@@ -60,9 +62,12 @@ class Examination:
     def __init__(
         self, subject: Subject, suite: Suite, model_name: str, budget: Budget, *, label: str = "",
         judge: Callable[[], tuple[Any, str]] | None = None,
+        plain_rows: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:  # fmt: skip
         self.subject, self.suite, self.budget, self.label = subject, suite, budget, label
         self.model_name, self.judge = model_name, judge
+        self.plain_rows = subject.rows if plain_rows is None else plain_rows
+        self.cache = budget.cache and is_named_by_weights(subject.model)
         self.cost = Cost()
         tokenizer = subject.tokenizer
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -101,7 +106,7 @@ class Examination:
         return (q.scored(results[q.pair], self.stop) for q in questions)
 
     def _score(self, questions: Sequence[Question], model: Any, name: str, title: str) -> ResultStore:
-        store = ResultStore(name, ANSWER_LIKELIHOOD, enabled=self.budget.cache)
+        store = ResultStore(name, ANSWER_LIKELIHOOD, enabled=self.cache)
         asked = self._collect(
             store, {q.pair: q for q in questions}, title,
             lambda mine, done: probes.score_answers(
@@ -179,7 +184,7 @@ class Examination:
         store = ResultStore(
             self.model_name, GENERATE_ANSWER, max_new_tokens, self.stop,
             probes.generation_settings(subject.model), fingerprint(subject.tokenizer.get_vocab()), *drawn,
-            enabled=self.budget.cache,
+            enabled=self.cache,
         )  # fmt: skip
         asked = self._collect(
             store, {q.prompt_name if sampling is None else q.sample_name: q for q in questions},
@@ -225,7 +230,17 @@ class Examination:
                 )
             )  # fmt: skip
         model, name = self.judge()
-        results = self._score(questions, model, name, "the target model judging answers")
+        if max(max(q.answer_ids, default=0) for q in questions) >= _vocabulary(model):
+            raise ModelError(
+                "the target model knows fewer tokens than the model whose answers it judges; give the target "
+                "of this model, with the same tokenizer"
+            )
+        was_training = model.training
+        model.eval()
+        try:
+            results = self._score(questions, model, name, "the target model judging answers")
+        finally:
+            model.train(was_training)
         for question, row in zip(questions, rows, strict=True):
             yield {**question.scored(results[question.pair], self.stop), "text": row["text"]}
 
@@ -249,7 +264,7 @@ class Examination:
         metrics = self.suite.metrics.values()
         if any(s.options.get("attack") == GRADIENT_NORM and s.options.get("compat") for s in metrics):
             fields.append(MEAN_NORM)
-        store = ResultStore(self.model_name, GRADIENT_NORM, self.stop, fields, enabled=self.budget.cache)
+        store = ResultStore(self.model_name, GRADIENT_NORM, self.stop, fields, enabled=self.cache)
         asked = self._collect(
             store, {q.pair: q for q in questions}, "gradients",
             lambda mine, done: gradient_norms(
@@ -277,7 +292,7 @@ class Examination:
             self.subject.tokenizer,
             self.suite.lm_eval,
             suite=self.suite.versioned,
-            cache=self.budget.cache,
+            cache=self.cache,
             progress=self.budget.progress,
         )
         yield from rows
@@ -287,8 +302,12 @@ class Examination:
     def _asks(self, probe: str) -> Iterator[tuple[Ask, Sequence[Any]]]:
         """What a probe is asked, with the rows, where there are any."""
         for ask in self.suite.probes.of(probe):
-            if rows := self.subject.rows.get(ask.dataset):
-                yield ask, rows[: ask.limit]
+            rows: Sequence[Any] = self.subject.rows.get(ask.dataset) or ()
+            if ask.limit is not None and rows:  # the same examples, whichever an attack leaves out
+                first = {row["example_id"] for row in self.plain_rows[ask.dataset][: ask.limit]}
+                rows = [row for row in rows if row["example_id"] in first]
+            if rows:
+                yield ask, rows
 
     def _prefixed(self, questions: Iterable[Question]) -> list[Question]:
         """Where the attack gives the first tokens of an answer away, they are part of the prompt."""
@@ -311,6 +330,11 @@ class Examination:
     ) -> list[Question]:  # fmt: skip
         title = f"{self.label}: {title}" if self.label else title
         return ask_missing(store, asked, title, self.budget.progress, probe)
+
+
+def _vocabulary(model: Any) -> float:
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return float(getattr(embeddings, "num_embeddings", "inf"))
 
 
 def _leak(row: Row) -> float:

@@ -72,6 +72,12 @@ def gradient_norms(
         if question.answer_ids and 1 < size(question) <= room:
             with _gradients_on(parameters):
                 norms = _norms(model, parameters, question, stop, which)
+            if any(math.isnan(value) for value in norms.values()) and len(question.answer_ids) > 1:
+                raise ModelError(
+                    f"the model gives NaN for the gradient of example {question.example_id} of "
+                    f"{question.dataset!r}; its weights may be broken, or too large for its dtype: "
+                    "try float32"
+                )
         done(1)
         yield [(question.pair, norms)]
 

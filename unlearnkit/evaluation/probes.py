@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -17,7 +18,15 @@ from unlearnkit.data.collate import pad_rows
 from unlearnkit.data.formats import IGNORE
 from unlearnkit.errors import ModelError
 from unlearnkit.evaluation.batching import batches, in_parts
-from unlearnkit.evaluation.decode import Sampling, can_decode, decode, greedy, sampler
+from unlearnkit.evaluation.decode import (
+    NotANumberError,
+    Sampling,
+    can_decode,
+    decode,
+    greedy,
+    sampler,
+)
+from unlearnkit.evaluation.foreign import through_generate
 from unlearnkit.evaluation.questions import Question
 from unlearnkit.evaluation.shared_prompt import EncodedPrompts, pays
 from unlearnkit.training import logprobs
@@ -39,7 +48,8 @@ _Begun: TypeAlias = tuple[Question, list[int]]
 
 def most_tokens(model: Any) -> int:
     """How many tokens the model has positions for; without a limit, a very large number."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
 
 
@@ -65,7 +75,7 @@ def score_answers(
     Raises:
         ModelError: the model gives NaN; the example and the token are named.
     """
-    vocabulary = getattr(model.config, "vocab_size", 1)
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", 1)
     on_cpu = next(model.parameters()).device.type == "cpu"
     budget = max(1, min(batch_tokens, _MOST_LOGITS // vocabulary, _CPU_TOKENS if on_cpu else batch_tokens))
     room = most_tokens(model)
@@ -121,7 +131,13 @@ def _score_by_prompt(
     prompts = list(by_prompt)
     for chosen in batches([len(prompt) for prompt in prompts], min(_PROMPT_TOKENS, budget)):
         some = [prompts[i] for i in chosen]
-        encoded = EncodedPrompts(model, some, pad_id=pad_id)
+        encoded = _encoded(model, some, pad_id)
+        if encoded is None:  # too many for the accelerator's memory: each answer with its own prompt
+            whole = [q for prompt in some for q in by_prompt[prompt]]
+            sizes = [len(q.prompt_ids) + len(q.answer_ids) for q in whole]
+            for rows in batches(sizes, budget):
+                yield in_parts(lambda part: _score_rows(model, part, pad_id), [whole[i] for i in rows])
+            continue
         if not encoded.usable:
             yield None
             return
@@ -137,8 +153,20 @@ def _score_by_prompt(
             yield in_parts(score, [asked[i] for i in rows])
 
 
+def _encoded(model: Any, prompts: list[tuple[int, ...]], pad_id: int) -> EncodedPrompts | None:
+    try:
+        return EncodedPrompts(model, prompts, pad_id=pad_id)
+    except torch.OutOfMemoryError:
+        warnings.warn(
+            f"the accelerator ran out of memory with {len(prompts)} prompts at once; each answer goes "
+            "through the model with its own prompt (a smaller --batch-tokens avoids the attempt)",
+            stacklevel=2,
+        )
+        return None
+
+
 def _keeps_cache(model: Any) -> bool:
-    return can_decode(model, ()) and not getattr(model.config, "sliding_window", None)
+    return can_decode(model, ()) and not getattr(getattr(model, "config", None), "sliding_window", None)
 
 
 def _split(
@@ -157,16 +185,22 @@ def _split(
     for question, values in zip(questions, logps, strict=True):
         if bool(values.isnan().any()):
             place = int(values.isnan().nonzero()[0])
-            raise ModelError(
-                f"the model gives NaN for example {question.example_id} of {question.dataset!r}, token "
-                f"{place + 1} of {len(values)} of its {question.field.replace('_', ' ')} (id "
-                f"{question.answer_ids[place - len(values)]}); its weights may be broken, or too large for "
-                "its dtype: try float32"
+            raise _nan(
+                question,
+                f"token {place + 1} of {len(values)} of its {question.field.replace('_', ' ')} (id "
+                f"{question.answer_ids[place - len(values)]})",
             )
     return [
         (question.pair, {name: parts[place].tolist() for name, parts in split.items()})
         for place, question in enumerate(questions)
     ]
+
+
+def _nan(question: Question, token: str) -> ModelError:
+    return ModelError(
+        f"the model gives NaN for example {question.example_id} of {question.dataset!r}, {token}; its "
+        "weights may be broken, or too large for its dtype: try float32"
+    )
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -215,16 +249,19 @@ def generate_answers(
                     return [[] for _ in part]
                 if own:
                     pick = greedy if sampling is None else sampler(sampling, names, new_tokens)
-                    found = decode(
-                        model, prompts, max_new_tokens=min(new_tokens, until) - before, stop=stop,
-                        pad_id=pad_id, pick=pick, first_step=before,
-                    )  # fmt: skip
+                    try:
+                        found = decode(
+                            model, prompts, max_new_tokens=min(new_tokens, until) - before, stop=stop,
+                            pad_id=pad_id, pick=pick, first_step=before,
+                        )  # fmt: skip
+                    except NotANumberError as error:
+                        raise _nan(part[error.row][0], f"token {error.step + 1} that it generates") from None
                 if found is not None:
                     return found
-                settings = {
-                    "max_new_tokens": new_tokens - before, "eos_token_id": stop, "pad_token_id": pad_id
-                }  # fmt: skip
-                return _generate(model, names, prompts, settings, sampling)
+                return through_generate(
+                    model, names, prompts, max_new_tokens=new_tokens - before, stop=stop, pad_id=pad_id,
+                    sampling=sampling,
+                )  # fmt: skip
 
             results = []
             for (question, said), more in zip(chosen, in_parts(run, chosen), strict=True):
@@ -252,39 +289,6 @@ def _rounds(max_new_tokens: int) -> list[int]:
         ends.append(end)
         end *= 4
     return [*ends, max_new_tokens]
-
-
-def _generate(
-    model: Any, names: Sequence[str], prompts: Sequence[Sequence[int]], settings: dict[str, Any],
-    sampling: Sampling | None,
-) -> list[list[int]]:  # fmt: skip
-    """Through the model's own `generate`; sampled rows go one by one, each with a seed of its own."""
-    from transformers import GenerationConfig
-
-    if sampling is not None and len(prompts) > 1:
-        parts = zip(names, prompts, strict=True)
-        return [_generate(model, [name], [prompt], settings, sampling)[0] for name, prompt in parts]
-    device = next(model.parameters()).device
-    length = max(len(prompt) for prompt in prompts)
-    rows = [{"input_ids": list(prompt), "labels": [IGNORE] * len(prompt)} for prompt in prompts]
-    batch = pad_rows(rows, length, pad_id=settings["pad_token_id"], side="left")
-    how: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-    if sampling is not None:
-        how |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    with torch.random.fork_rng():
-        if sampling is not None:
-            torch.manual_seed(
-                int(names[0].partition("/")[0][:12], 16) + 7919 * sampling.seed + _index(names[0])
-            )
-        out = model.generate(
-            input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device),
-            generation_config=GenerationConfig(**settings, **how),
-        )  # fmt: skip
-    return [[int(token) for token in ids] for ids in out[:, length:].tolist()]
-
-
-def _index(name: str) -> int:
-    return int(name.partition("/")[2] or 0)
 
 
 def _alike(

@@ -218,18 +218,22 @@ def _question(
 ) -> Question:  # fmt: skip
     prompt_text, answer_text = template.texts(tokenizer, prompt, answer)
     prompt_ids, answer_ids, _ = tokenize_pair(tokenizer, prompt_text, answer_text, chat=template.chat)
-    shown = prompt if isinstance(prompt, str) else "\n".join(str(m["content"]) for m in prompt)
     return Question(
         probe,
         dataset,
         row["example_id"],
         field,
         index,
-        shown,
+        shown(prompt),
         text_of(answer),
         tuple(prompt_ids),
         tuple(answer_ids),
     )
+
+
+def shown(prompt: Any) -> str:
+    """A prompt, or its messages, as records show it."""
+    return prompt if isinstance(prompt, str) else "\n".join(str(m["content"]) for m in prompt)
 
 
 def text_of(answer: Any) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unlearnkit.data.formats import prompt_and_answer
 from unlearnkit.errors import RecordsError, UserError
 from unlearnkit.evaluation.metrics import KINDS, MetricResult
-from unlearnkit.evaluation.questions import answers_of, text_of
+from unlearnkit.evaluation.questions import answers_of, shown, text_of
 from unlearnkit.evaluation.records import (
     ANSWER,
     ANSWER_LIKELIHOOD,
@@ -24,6 +25,8 @@ from unlearnkit.files import read_json
 
 #: Evaluations under attack lie below that folder of the evaluation that they belong to.
 ATTACKS = "attacks"
+#: Written last into the folder of an attack: what was attacked, how, and the folders of its stages.
+STAGES = "stages.json"
 
 
 @dataclass
@@ -54,9 +57,16 @@ class Evaluation:
         attack = self.summary.get("attack")
         return (attack["name"], attack["variant"]) if attack else None
 
-    def under(self, stage: tuple[str, str] | None) -> Evaluation | None:
-        """The evaluation of this model at the same stage of the same attack."""
-        return next((one for one in self.attacked if one.stage == stage), None)
+    def under(self, stage: tuple[str, str], options: Mapping[str, Any] | None = None) -> Evaluation | None:
+        """The evaluation of this model at the same stage of the same attack (with the same options)."""
+        return next(
+            (
+                one
+                for one in self.attacked
+                if one.stage == stage and options in (None, one.summary["attack"]["options"])
+            ),
+            None,
+        )
 
 
 def compute_metrics(suite: Suite, run: Any, retain: Any = None) -> dict[str, MetricResult]:
@@ -99,8 +109,21 @@ def read_evaluation(folder: str | Path, suite: Suite, **entries: Any) -> Evaluat
     found = Evaluation(
         EvalRun(run.records, {**run.meta, "metrics": described(metrics, suite), **entries}), metrics
     )
-    for stage in sorted((Path(folder) / ATTACKS).glob(f"*/*/{SUMMARY_FILE}")):
-        found.attacked.append(read_evaluation(stage.parent, suite, **entries))
+    for stage in stage_folders(folder, found.summary.get("fingerprint")):
+        found.attacked.append(read_evaluation(stage, suite, **entries))
+    return found
+
+
+def stage_folders(folder: str | Path, of: Any) -> list[Path]:
+    """The finished stages of all attacks on the model, data and template that `of` names.
+
+    What an earlier evaluation in the same folder left behind does not belong to this one.
+    """
+    found = []
+    for listed in sorted((Path(folder) / ATTACKS).glob(f"*/{STAGES}")):
+        written = read_json(listed)
+        if isinstance(written, dict) and written.get("of") == of:
+            found += [listed.parent / name for name in written.get("stages", ())]
     return found
 
 
@@ -129,10 +152,10 @@ def refuse_other_data(
     for name in compared & set(rows) & set(asks):
         own = {answer for row in rows[name][: asks[name].limit] for answer in _answers(row)}
         records = select(reference, ANSWER_LIKELIHOOD, name)
-        columns = (records[key] for key in ("example_id", "field", "index", "reference_text"))
+        columns = (records[key] for key in ("example_id", "field", "index", "reference_text", "prompt"))
         theirs = set(zip(*columns, strict=True))
         documents = {row["example_id"] for row in rows[name] if row.get("text") is not None}
-        theirs = {(*a[:3], "") if a[0] in documents else a for a in theirs}
+        theirs = {(*a[:3], "", "") if a[0] in documents else a for a in theirs}
         if own != theirs:
             examples = len({answer[0] for answer in own ^ theirs})
             raise RecordsError(
@@ -159,8 +182,9 @@ def _comparing(suite: Suite) -> list[str]:
     return [name for name, spec in suite.metrics.items() if compares(spec)]
 
 
-def _answers(row: Mapping[str, Any]) -> list[tuple[str, str, int, str]]:
+def _answers(row: Mapping[str, Any]) -> list[tuple[str, str, int, str, str]]:
     name = row["example_id"]
     if row.get("text") is not None:  # a document's id stands for its text
-        return [(name, ANSWER, 0, "")]
-    return [(name, field, index, text_of(answer)) for field, index, answer in answers_of(row)]
+        return [(name, ANSWER, 0, "", "")]
+    asked = shown(prompt_and_answer(row)[0])
+    return [(name, field, index, text_of(answer), asked) for field, index, answer in answers_of(row)]

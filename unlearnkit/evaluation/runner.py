@@ -14,6 +14,7 @@ from unlearnkit.evaluation.attacks import Attack, Subject
 from unlearnkit.evaluation.cost import Budget
 from unlearnkit.evaluation.examine import Examination
 from unlearnkit.evaluation.metrics import MetricResult
+from unlearnkit.evaluation.metrics.result import not_measured
 from unlearnkit.evaluation.questions import Question
 from unlearnkit.evaluation.records import JUDGED_LIKELIHOOD, EvalRun
 from unlearnkit.evaluation.requirements import check_inputs
@@ -120,9 +121,12 @@ def evaluate(
     budget = Budget(batch_tokens, max_new_tokens, cache, progress)
     if isinstance(model, str | Path):
         model = to_device(load_model(str(model), **(load_options or {})))
-    judge = _Judge(target, role, model, target_options) if JUDGED_LIKELIHOOD in suite.probes.asks else None
+    judge = Judge(target, role, model, target_options) if JUDGED_LIKELIHOOD in suite.probes.asks else None
     inquiry = Inquiry(suite, budget, role, label or role, absent, judge)
     subject = Subject(keep_packed_weights(model), tokenizer, written, rows)
+    for one in made.values():  # an attack that cannot be made is refused before anything is asked
+        if callable(refuse := getattr(one, "refuse", None)):
+            refuse(subject)
     name = model_fingerprint(model)
     with own_precision(model):
         examination = inquiry.examination(subject, name)
@@ -150,12 +154,30 @@ class Inquiry:
     role: str
     label: str
     absent: Mapping[str, str]
-    judge: _Judge | None = None
+    judge: Judge | None = None
 
-    def examination(self, subject: Subject, model_name: str) -> Examination:
-        """A subject under the suite."""
+    @property
+    def name(self) -> str:
+        """Names all that decides what is asked, models and rows aside."""
+        judge = None if self.judge is None else self.judge.name
+        return fingerprint(
+            self.suite.versioned, repr(self.suite.probes), repr(self.suite.lm_eval),
+            self.budget.max_new_tokens, judge,
+        )  # fmt: skip
+
+    def examination(self, subject: Subject, model_name: str, *, plain: Subject | None = None) -> Examination:
+        """A subject under the suite; `plain` is the one before an attack.
+
+        A model that is under attack itself judges nothing.
+        """
         label = f"{self.label}, {subject.variant}" if subject.variant else self.label
-        return Examination(subject, self.suite, model_name, self.budget, label=label, judge=self.judge)
+        judge = self.judge
+        if plain is not None and judge is not None and judge.target is subject.model:
+            judge = None
+        return Examination(
+            subject, self.suite, model_name, self.budget, label=label, judge=judge,
+            plain_rows=(plain or subject).rows,
+        )  # fmt: skip
 
     def result(
         self, records: Any, examination: Examination, template: Any, other: Evaluation | None, started: float,
@@ -164,7 +186,7 @@ class Inquiry:
         """Metrics and summary of the records."""
         suite, cost = self.suite, examination.cost
         metrics = compute_metrics(suite, records, other.run if other else None)
-        self._explain(metrics)
+        self.explain(metrics, attack)
         meta: dict[str, Any] = {
             "format": 1, "suite": suite.name, "suite_version": suite.version, "split": suite.split,
             "role": self.role, "label": self.label,
@@ -187,17 +209,22 @@ class Inquiry:
         meta["metrics"] = described(metrics, suite)
         return Evaluation(EvalRun(records, meta), metrics, asked=cost.asked)
 
-    def _explain(self, metrics: Mapping[str, MetricResult]) -> None:
-        """Why a data set that may be absent is absent."""
+    def explain(self, metrics: dict[str, MetricResult], attack: Mapping[str, Any] | None) -> None:
+        """Why a data set that may be absent is absent, and what an attack on the questions leaves without a
+        meaning: members that are asked otherwise than the holdout."""
         for name, result in metrics.items():
             spec = self.suite.metrics[name]
             holdout = str(spec.options.get("holdout", "holdout")) if spec.kind in _TWO_SETS else ""
+            if holdout and attack is not None and attack["asks_otherwise"]:
+                why = "the attack asks about the members otherwise than about the holdout"
+                metrics[name] = not_measured(result.name, why, variant=result.variant)
+                continue
             for missing in (spec.dataset or "", holdout) if not result.measured else ():
                 if missing in self.absent:
                     result.note = f"{result.note} ({self.absent[missing]})"
 
 
-class _Judge:
+class Judge:
     """The target model, loaded when it is first asked."""
 
     def __init__(self, target: Any, role: str, model: Any, options: Mapping[str, Any] | None) -> None:
@@ -207,6 +234,18 @@ class _Judge:
 
     def __bool__(self) -> bool:
         return self.target is not None
+
+    @property
+    def name(self) -> str | None:
+        """Names the target without running it."""
+        from unlearnkit.models.load import model_fingerprint
+        from unlearnkit.run import model_identity
+
+        if self.target is None:
+            return None
+        if isinstance(self.target, str | Path):
+            return f"{self.target} {model_identity(str(self.target))}"
+        return model_fingerprint(self.target)
 
     def __call__(self) -> tuple[Any, str]:
         from unlearnkit.models.load import load_model, model_fingerprint, to_device

@@ -41,8 +41,10 @@ class EncodedPrompts:
         self.model, self.pad_id = model, pad_id
         self._device = next(model.parameters()).device
         batch = left_padded(prompts, pad_id, self._device)
-        out = model(**batch, use_cache=True, logits_to_keep=1)
-        self._cache, self._mask = out.past_key_values, batch["attention_mask"]
+        options = logprobs.understood(model.forward, {"use_cache": True, "logits_to_keep": 1})
+        out = model(**batch, **options)
+        self._cache: Any = getattr(out, "past_key_values", None)
+        self._mask = batch["attention_mask"]
         self._last_logits = out.logits[:, -1]
 
     @property

@@ -145,7 +145,8 @@ def model_fingerprint(model: Any) -> str:
     import xxhash
 
     digest = xxhash.xxh3_64()
-    config = model.config.to_dict() if hasattr(model.config, "to_dict") else {}
+    own = getattr(model, "config", None)
+    config = own.to_dict() if own is not None and hasattr(own, "to_dict") else {}
     settings: dict[str, Any] = {k: v for k, v in config.items() if k not in _IRRELEVANT}
     for name, adapter in getattr(model, "peft_config", {}).items():
         shown = ("r", "lora_alpha", "use_rslora", "use_dora", "peft_type")
@@ -166,6 +167,19 @@ def model_fingerprint(model: Any) -> str:
                 if piece.numel():
                     digest.update(piece.cpu().view(torch.uint8).numpy().data)
     return str(digest.hexdigest())
+
+
+def is_named_by_weights(model: Any) -> bool:
+    """Whether `model_fingerprint` names all that decides the model's answers.
+
+    It does not where hooks may change them, or where the code is neither transformers' nor peft's: what such
+    a model says is not kept on disk.
+    """
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    return isinstance(model, PreTrainedModel | PeftModel) and not hooked
 
 
 @contextlib.contextmanager

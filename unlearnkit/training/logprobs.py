@@ -224,9 +224,9 @@ def _select_before_head(model: Any, positions_N: Tensor, shape: torch.Size) -> I
         handle.remove()
 
 
-def _understood(model: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that the model's `forward` takes: one that keeps no cache need not know of it."""
-    parameters = inspect.signature(model.forward).parameters.values()
+def understood(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The options that a function takes: a model that keeps no cache need not know of it."""
+    parameters = inspect.signature(function).parameters.values()
     if any(one.kind is one.VAR_KEYWORD for one in parameters):
         return options
     names = {one.name for one in parameters}
@@ -253,6 +253,12 @@ def target_logits(
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
     hooked = model if unwrapped is None else unwrapped
     with _select_before_head(hooked, positions_N, batch["labels"].shape) as selected:
-        output = model(**inputs, **_understood(model, {"use_cache": False, **options}))
-    logits = output.logits if selected else output.logits.flatten(0, 1)[positions_N]
-    return TargetLogits(logits, batch_targets(batch))
+        output = model(**inputs, **understood(model.forward, {"use_cache": False, **options}))
+    if selected:
+        return TargetLogits(output.logits, batch_targets(batch))
+    length = batch["labels"].shape[1]
+    if output.logits.shape[1] < length:
+        raise ValueError(f"the model gives logits for {output.logits.shape[1]} of {length} positions")
+    # Prompt tuning puts tokens of its own before the sequence: the last positions are ours.
+    logits_BTV = output.logits[:, -length:]
+    return TargetLogits(logits_BTV.flatten(0, 1)[positions_N], batch_targets(batch))

@@ -73,6 +73,11 @@ class Prompt:
         if not self.text.strip():
             raise RecipeError("prompt.text is empty; write what is to stand before the question")
 
+    def refuse(self, subject: Subject) -> None:
+        """Find out what `stages` would refuse; it costs nothing."""
+        with self.stages(subject):
+            pass
+
     def stages(self, subject: Subject) -> AbstractContextManager[Iterator[Subject]]:
         """One subject for each variant; the model is left alone.
 

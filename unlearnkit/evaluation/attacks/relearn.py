@@ -76,6 +76,14 @@ class Relearn:
         if not 0 < self.learning_rate < math.inf:
             raise RecipeError(f"relearn.learning_rate is {self.learning_rate}; use a number above 0")
 
+    def refuse(self, subject: Subject) -> None:
+        """Read the examples that `stages` would train on.
+
+        Raises:
+            DataError: no such data set or file, or no example that fits.
+        """
+        self._tokens(_chosen(self._rows(subject), self.examples, self.seed), subject)
+
     @contextlib.contextmanager
     def stages(self, subject: Subject) -> Iterator[Iterator[Subject]]:
         """The subject after each number of `steps`, fewest first.

@@ -68,6 +68,11 @@ class Rephrase:
         if not self.forms:
             raise RecipeError(f"rephrase.forms is empty; give some of {', '.join(FORMS)}")
 
+    def refuse(self, subject: Subject) -> None:
+        """Find out what `stages` would refuse; it costs nothing."""
+        with self.stages(subject):
+            pass
+
     def stages(self, subject: Subject) -> AbstractContextManager[Iterator[Subject]]:
         """One subject for each form, with the rows that can take it; the model is left alone.
 

@@ -19,6 +19,11 @@ from unlearnkit.evaluation.attacks.subject import Subject
 class StripAdapter:
     """Switch the adapter off, as somebody can who is given base model and adapter."""
 
+    def refuse(self, subject: Subject) -> None:
+        """Find out what `stages` would refuse; it costs nothing."""
+        with self.stages(subject):
+            pass
+
     @contextlib.contextmanager
     def stages(self, subject: Subject) -> Iterator[Iterator[Subject]]:
         """One stage: the base model with all adapters switched off.

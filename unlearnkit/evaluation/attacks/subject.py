@@ -39,7 +39,11 @@ class Subject:
 
 
 class Attack(Protocol):
-    """A frozen dataclass of options. Its docstring's first line is what `unlearnkit ls attacks` shows."""
+    """A frozen dataclass of options. Its docstring's first line is what `unlearnkit ls attacks` shows.
+
+    It may also have `check()`, called before a model is loaded, and `refuse(subject)`, called before anything
+    is asked: both raise a `UserError` where the attack cannot be made.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

@@ -1,0 +1,63 @@
+"""The benchmark of evaluations: both ways give the same numbers. How long they take is no test's matter."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+KNOWN = {"model_utility", "forget_quality", "forget_rouge", "forget_judged_logp", "membership_gradient_norm"}
+
+
+@pytest.fixture(scope="module")
+def small(tiny_model, tiny_tokenizer, tmp_path_factory):
+    """Three small models, as `--model`, `--retain` and `--target` take them; large weights make them say
+    words."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("model", "retain", "target")):
+        model, generator = tiny_model(), torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.data.normal_(std=0.4, generator=generator)
+        model.save_pretrained(folder / name)
+        tiny_tokenizer.save_pretrained(folder / name)
+    return {name: folder / name for name in ("model", "retain", "target")}
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("eval_speed")
+
+
+def test_both_ways_of_evaluating_agree(speed, small, tmp_path):
+    paths = importlib.import_module("eval_paths")
+    task = speed.prepare(speed.Settings(**small, limit=3, max_new_tokens=16, authors=20), tmp_path)
+    numbers = {name: paths.measured(name, task) for name in speed.PATHS}
+    suite = speed.load_suite(speed.SUITE, task.data)
+    found = speed.differences(numbers, suite)
+    assert len(found) == len(suite.metrics) - 2, "all but the two of sampled answers, holdout included"
+    assert found.keys() >= KNOWN
+    assert max(found.values()) <= speed.AGREEMENT
+    plain, shipped = (numbers[name] for name in speed.PATHS)
+    assert 0 < shipped["forward passes"] < plain["forward passes"]
+    assert 0 < shipped["positions"] < plain["positions"]
+    assert plain["seconds"].keys() >= set(speed.PARTS)
+    assert shipped["seconds"].keys() >= set(speed.PARTS)
+    shown = speed.cells(numbers)
+    assert [len(row) for row in shown] == [4] * len(shown)
+    json.dumps(numbers)
+
+
+def test_a_metric_that_one_way_lacks_is_a_difference(speed):
+    numbers = {"plain": {"values": {"a": 1.0, "b": 2.0}}, "shipped": {"values": {"a": 1.5}}}
+
+    class Suite:
+        metrics = {}  # noqa: RUF012
+
+    assert speed.differences(numbers, Suite) == {"a": 0.5, "b": math.inf}
