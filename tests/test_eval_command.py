@@ -76,7 +76,7 @@ def test_a_folder_that_is_taken_is_refused(
     change(model, tiny_model)
     capsys.readouterr()
     assert evaluate(model, "--output", "out") == 2
-    assert "error: out holds the evaluation of another model" in capsys.readouterr().err
+    assert "error: out holds another evaluation (of another model" in capsys.readouterr().err
     assert Path("out/summary.json").read_bytes() == before
 
 

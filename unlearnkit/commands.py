@@ -241,7 +241,7 @@ def _kept(output: Path | None, own: Path, found: dict[str, str]) -> Path:
         return folder
     if output is not None:
         raise UserError(
-            f"{output} holds the evaluation of another model, other data or another template; choose another "
+            f"{output} holds another evaluation (of another model, suite, data or template); choose another "
             "--output, or remove it (the answers are kept: nothing is computed again)"
         )
     return own.with_name(f"{own.name}-{fingerprint(found)[:6]}")

@@ -77,6 +77,10 @@ def test_an_override_may_have_several_sources_of_any_form(tmp_path):
     ("changes", "parts"),
     [
         ([("kind: probability", "kind: probabilty")], ["'probabilty' is not known", "'probability'"]),
+        (
+            [("measure: fmeasure", "measure: fmeasur")],
+            ["measure must be one of recall", "did you mean 'fmeasure'"],
+        ),
         ([("measure: fmeasure", "mesure: fmeasure")], ["unknown key 'mesure'", "did you mean 'measure'"]),
         ([("max_new_tokens", "max_tokens")], ["unknown key 'max_tokens' in probes", "max_new_tokens"]),
         ([("max_new_tokens: 7", "max_new_tokens: 0")], ["probes.max_new_tokens must be at least 1"]),

@@ -46,8 +46,7 @@ def canonical(
         raise DataError(
             f"{where} has the columns {', '.join(raw.column_names)}; it needs prompt and completion (or "
             "question and answer), messages, or text; name yours with "
-            "`columns: {prompt: ..., completion: ...}`, or data.forget.columns.prompt=NAME on the "
-            "command line"
+            "`columns: {prompt: ..., completion: ...}` beside its path"
         )
     extra = [c for c in EVALUATION_COLUMNS if c in table.column_names]
     own_id = ["example_id"] if "example_id" in table.column_names else []

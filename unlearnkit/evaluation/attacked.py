@@ -24,7 +24,7 @@ from unlearnkit.evaluation.share import is_main, processes
 from unlearnkit.files import fingerprint, read_json, write_json
 
 if TYPE_CHECKING:
-    from unlearnkit.evaluation.runner import Inquiry
+    from unlearnkit.evaluation.inquiry import Inquiry
 
 
 def make_attacks(

@@ -229,7 +229,8 @@ def _metric(reader: Reader, key: str, item: Any) -> MetricSpec | None:
         if option not in known and option not in allowed:
             reader.unknown((*at, option), [*known, *allowed])
     spec = reader.section(MetricSpec, {k: v for k, v in item.items() if k in known}, at)
-    options = {k: v for k, v in item.items() if k in allowed}
+    hints = metrics.hints_of(item["kind"])
+    options = {k: reader.check(v, hints[k], (*at, k)) for k, v in item.items() if k in allowed}
     return None if spec is None else dataclasses.replace(spec, options=options)
 
 

@@ -8,6 +8,7 @@ bare arithmetic.
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,12 @@ def options_of(kind: str) -> dict[str, Any]:
     return {item.name: item.default for item in parameters if item.name not in ("run", "dataset", "retain")}
 
 
+def hints_of(kind: str) -> dict[str, Any]:
+    """The types of the options of a kind of metric."""
+    hints = typing.get_type_hints(KINDS[kind])
+    return {name: hints.get(name, Any) for name in options_of(kind)}
+
+
 __all__ = [
     "KINDS",
     "PARTS",
@@ -76,6 +83,7 @@ __all__ = [
     "first_departure",
     "forget_quality",
     "formulas",
+    "hints_of",
     "judged_logp",
     "longest_common_substring",
     "member_scores",

@@ -72,7 +72,7 @@ def judged_logp(run: Records, *, dataset: str, retain: Records | None = None, se
     variant = "mean per-token log-prob of the model's own answers under the target model"
     records = select(run, JUDGED_LIKELIHOOD, dataset, GENERATION)
     if records.empty:
-        why = f"no generations for {dataset!r} that the target model has judged"
+        why = f"no generations for {dataset!r} that the target model has judged; name it with --target"
         return not_measured("judged_logp", why, variant=variant)
     scores = -answer_nll(records).set_axis(records["example_id"].astype(str))
     return mean_result("judged_logp", scores, variant=variant, seed=seed)
