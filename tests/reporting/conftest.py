@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from fabricated_attacks import add_everything
 from fabricated_runs import SHAPES, Shape, make_run
@@ -33,3 +35,12 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with attacks, membership tests, samples, a second suite and a trajectory; not to be "
     "changed."""
     return add_everything(make_run(tmp_path_factory.mktemp("runs") / "npo_full", name="npo_full"))
+
+
+@pytest.fixture(scope="session")
+def schema() -> dict[str, Any]:
+    """The schema of summary.json, itself a valid one."""
+    path = Path(__file__).parents[2] / "docs" / "summary.schema.json"
+    found: dict[str, Any] = json.loads(path.read_text())
+    jsonschema.Draft7Validator.check_schema(found)
+    return found

@@ -38,6 +38,7 @@ def add_attacks(
     stages: tuple[dict[str, Any], ...] = STAGES,
     roles: tuple[str, ...] = ("unlearned", "retain"),
     seen: tuple[str, ...] = ("for000000000", "for000000001"),
+    options: dict[str, Any] | None = None,
 ) -> Path:
     """Write the attacked evaluations of a run; `seen` are disclosed by relearning."""
     for number, stage in enumerate(stages):
@@ -53,7 +54,7 @@ def add_attacks(
                     "name": stage["name"],
                     "variant": stage["variant"],
                     "level": stage["level"],
-                    "options": {"seed": 0},
+                    "options": options or {"seed": 0},
                     "seen": list(seen) if stage["name"] == "relearn" else [],
                     "facts": {"loss": 0.25, "note": "made up"},
                 },
@@ -63,7 +64,18 @@ def add_attacks(
 
 def write_attacked(folder: Path, role: str, frame: Any, attack: dict[str, Any]) -> None:
     meta = base_meta(role) | {"attack": attack, "metrics": summarise(frame, None, FORGET)}
-    EvalRun(frame, meta).save(folder)
+    meta["fingerprint"] |= {"model": f"{role}-weights, {attack['name']}, {attack['variant']}"}
+    save_stage(EvalRun(frame, meta), folder)
+
+
+def save_stage(run: EvalRun, folder: Path) -> None:
+    """Save one stage and list it as one of a finished attack on the model of the evaluation around it."""
+    run.save(folder)
+    plain = json.loads((folder.parents[2] / "summary.json").read_text())
+    path = folder.parent / "stages.json"
+    before = json.loads(path.read_text())["stages"] if path.exists() else []
+    stages = list(dict.fromkeys([*before, folder.name]))
+    path.write_text(json.dumps({"key": "made up", "of": plain["fingerprint"], "stages": stages}))
 
 
 def base_meta(role: str, suite: str = "tofu") -> dict[str, Any]:
@@ -199,8 +211,9 @@ def add_capability(folder: Path) -> Path:
     return folder
 
 
-def add_trajectory(folder: Path) -> Path:
-    """Evaluations every 20 steps, and the checkpoint of step 40 kept by a rule over two of their metrics."""
+def add_trajectory(folder: Path, satisfied: bool | None = True) -> Path:
+    """Evaluations every 20 steps, and the checkpoint of step 40 kept by a rule over two of their metrics; the
+    last one where no checkpoint satisfied the rule, and nothing said about that where `satisfied` is None."""
     lines = []
     for step in range(0, 121, 20):
         numbers = {"forget_rouge": 0.95 * 0.97**step, "retain_rouge": 0.96 - step / 2000}
@@ -219,10 +232,12 @@ def add_trajectory(folder: Path) -> Path:
     manifest = json.loads(path.read_text())
     manifest["selection"] = {
         "rule": "lowest forget_rouge with retain_rouge at least 95 % of the target's",
-        "step": 40,
+        "step": 120 if satisfied is False else 40,
         "of_steps": 120,
         "metrics": ["forget_rouge", "retain_rouge"],
     }
+    if satisfied is not None:
+        manifest["selection"]["satisfied"] = satisfied
     path.write_text(json.dumps(manifest))
     return folder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_attacks import STAGES, add_attacks
+from fabricated_attacks import STAGES, add_attacks, save_stage
 from fabricated_runs import SHAPES
 
 from unlearnkit.errors import RecordsError
@@ -73,7 +73,7 @@ def attacked_is(run: Path, unlearned: str, retain: str, name: str = "quantize") 
     for place, role, like in (("tofu", "unlearned", unlearned), ("tofu@retain", "retain", retain)):
         loaded = EvalRun.load(run / "eval" / like)
         loaded.meta |= {"attack": {"name": name, "variant": "int8", "level": 8}, "role": role}
-        loaded.save(run / "eval" / place / "attacks" / name / "int8")
+        save_stage(loaded, run / "eval" / place / "attacks" / name / "int8")
     return run
 
 
@@ -162,7 +162,7 @@ def test_an_attack_that_gives_the_target_back_brings_back_all(make: Any, tmp_pat
     run = make(tmp_path / "run")
     loaded = EvalRun.load(run / "eval" / "tofu@target")
     loaded.meta |= {"attack": {"name": "mine", "variant": "", "level": None}, "role": "unlearned"}
-    loaded.save(run / "eval" / "tofu" / "attacks" / "mine" / "all")
+    save_stage(loaded, run / "eval" / "tofu" / "attacks" / "mine" / "all")
     (attack,) = attacks_of(load_run(run))
     best = attack.stages[0].recoveries[0]
     assert (best.back.value, best.back.low, best.back.high) == (1.0, 1.0, 1.0)
@@ -209,9 +209,14 @@ def test_what_either_model_was_shown_is_left_out_of_both(make: Any, tmp_path: Pa
     assert (recovery.back.n, recovery.control.n) == (38, 38)
 
 
-def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    def apply(stage: Path) -> None:
-        path = stage / "summary.json"
+def listed(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """What changes the list of the stages beside a stage."""
+    return lambda stage: edit(change, "stages.json")(stage.parent)
+
+
+def edit(change: Callable[[dict[str, Any]], Any], file: str = "summary.json") -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / file
         value = json.loads(path.read_text())
         change(value)
         path.write_text(json.dumps(value))
@@ -226,8 +231,14 @@ def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
         (lambda stage: (stage / "summary.json").unlink(), "does not exist"),
         (edit(lambda value: value.pop("attack")), "does not say which attack it is"),
         (edit(lambda value: value["attack"].update(level="many")), "the attack cannot be read"),
-        (edit(lambda value: value["attack"].update(options={"seed": 7})), "has other options here"),
-        (lambda stage: shutil.copytree(stage, stage.with_name("again")), "the same stage (relearn, 5 steps)"),
+        (
+            lambda stage: save_stage(EvalRun.load(stage), stage.with_name("again")),
+            "the same stage (relearn, 5",
+        ),
+        (lambda stage: shutil.rmtree(stage), "5-steps/summary.json does not exist"),
+        (lambda stage: (stage.parent / "stages.json").write_text('{"stages"'), "not readable as JSON"),
+        (listed(lambda value: value.update(stages="5-steps")), "does not list the stages of the attack"),
+        (listed(lambda value: value.pop("stages")), "does not list the stages of the attack"),
     ],
 )
 def test_a_broken_attack_is_refused(

@@ -21,13 +21,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
-def schema() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((DOCS / "summary.schema.json").read_text())
-    jsonschema.Draft7Validator.check_schema(found)
-    return found
-
-
-@pytest.fixture(scope="module")
 def full(full_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     written = write_report(full_run, tmp_path_factory.mktemp("out"))
     found: dict[str, Any] = json.loads(written.summary.read_text())

@@ -10,6 +10,7 @@ from unlearnkit.reporting.numbers import count, number
 from unlearnkit.reporting.recoveries import (
     MEASURES,
     NO_MORE,
+    OTHER_OPTIONS,
     RETURNS_LIMIT,
     Recovery,
     recovery,
@@ -17,6 +18,8 @@ from unlearnkit.reporting.recoveries import (
     share,
 )
 from unlearnkit.reporting.views import AttackView, RunView
+
+NOT_ATTACKED = "no model that never saw them was attacked for comparison"
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ def in_words(attack: Attack, stage: Stage, recovery: Recovery) -> str:
     if has_control:
         text += f"; a model that never saw them: {control.text}"
     elif recovery.control_attacked.value is None:
-        text += "; no model that never saw them was attacked for comparison"
+        is_other = recovery.control.note == OTHER_OPTIONS
+        text += f"; {'no control: ' + OTHER_OPTIONS if is_other else NOT_ATTACKED}"
     elif recovery.excess.value is None:
         text += f"; {recovery.levels} of a model that never saw them under the same attack"
     return " ".join(part for part in (f"{text}.", _beyond(recovery, has_control)) if part)
@@ -176,10 +180,10 @@ def _caveats(name: str, views: list[AttackView], run: RunView) -> list[str]:
             f"numbers."
         )
     if not any("retain" in view.evaluations for view in views):
-        found.append(
-            "The attack was not run on a model that never saw the examples, so how much of this any model "
-            "would show is not known."
-        )
+        why = "The attack was not run on a model that never saw the examples"
+        if any("retain" in view.otherwise for view in views):
+            why = "There is no control: the retain model was attacked with other options"
+        found.append(f"{why}, so how much of this any model would show is not known.")
     if name == "sampling":
         found.append(
             "The best of several tries is compared with a single answer: some gain is luck, and the control "

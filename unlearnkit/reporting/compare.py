@@ -31,6 +31,8 @@ COLUMNS = (
     ("Forget probability", "forget_probability"),
     ("Retain ROUGE-L", "retain_rouge"),
 )
+MOST_OTHERS = 6
+"""So many metrics of a suite stand in the table where none of COLUMNS was measured."""
 LEAD = "Every run as one point, with the target and the retain models they share."
 
 
@@ -41,22 +43,26 @@ def comparison(runs: list[RunView]) -> dict[str, Any]:
         {"name": name, "verdict": verdict_of(run, found)}
         for name, run, found in zip(_names(runs), runs, attacks, strict=True)
     ]
+    columns = _columns(runs)
     rows = []
     for entry, run in zip(verdicts, runs, strict=True):
-        cells = [cell(run.main.metrics.get(metric)) for _, metric in COLUMNS]
-        cells.insert(1, extra_cell(run.main.metrics.get("forget_quality"), "statistic"))
+        cells = []
+        for _, metric in columns:
+            cells.append(cell(run.main.metrics.get(metric)))
+            if metric == "forget_quality":
+                cells.append(extra_cell(run.main.metrics.get(metric), "statistic"))
         time = (run.manifest.get("seconds") or {}).get("train")
         cells.append(Cell(seconds(time), time))
         rows.append({"name": entry["name"], "label": run.main.label, "cells": cells})
-    heads = [title for title, _ in COLUMNS]
+    heads = [one for title, name in columns for one in (title, *_SECOND.get(name, ()))]
     return {
         "version": __version__,
         "title": f"{len(runs)} runs compared",
         "subtitle": ", ".join(entry["name"] for entry in verdicts),
-        "heads": [heads[0], "Distance D", *heads[1:], "Training"],
+        "heads": [*heads, "Training"],
         "rows": rows,
-        "seed_rows": _seed_rows(runs),
-        "side_tables": side_tables(runs, _names(runs), attacks),
+        "seed_rows": _seed_rows(runs, columns),
+        "side_tables": side_tables(runs, _names(runs), attacks, [metric for _, metric in columns]),
         "attacks": attacks,
         "verdicts": verdicts,
         "cautions": _cautions(runs),
@@ -70,13 +76,33 @@ def comparison(runs: list[RunView]) -> dict[str, Any]:
     }
 
 
-def _seed_rows(runs: list[RunView]) -> list[dict[str, Any]]:
+_SECOND = {"forget_quality": ("Distance D",)}
+
+
+def _columns(runs: list[RunView]) -> list[tuple[str, str]]:
+    """The metrics of the table, suite by suite: COLUMNS as far as its runs have them, else its first."""
+    found: dict[str, str] = {}
+    for suite in dict.fromkeys(run.suite for run in runs):
+        own = [metric for run in runs if run.suite == suite for metric in run.main.metrics.values()]
+        columns = {name: title for title, name in COLUMNS if any(metric.name == name for metric in own)}
+        titles: dict[str, str] = {}
+        for metric in own:
+            if metric.measured:
+                titles.setdefault(metric.name, metric.title)
+        if titles and not titles.keys() & columns.keys():
+            columns = dict(list(titles.items())[:MOST_OTHERS])
+        for name, title in columns.items():
+            found.setdefault(name, title)
+    return [(title, name) for name, title in found.items()]
+
+
+def _seed_rows(runs: list[RunView], columns: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """Mean and range over the seeds of one recipe, in the columns of the table; p-values are not averaged."""
     rows = []
-    for group in seed_groups(runs, _names(runs), [metric for _, metric in COLUMNS]):
+    for group in seed_groups(runs, _names(runs), [metric for _, metric in columns]):
         n = len(group.runs)
         cells = []
-        for _, metric in COLUMNS:
+        for _, metric in columns:
             mean, low, high = group.spread.get(metric, (math.nan, math.nan, math.nan))
             if math.isnan(mean):
                 cells.append(Cell(MISSING))
@@ -84,7 +110,7 @@ def _seed_rows(runs: list[RunView]) -> list[dict[str, Any]]:
                 cells.append(Cell(f"{p_value(low)} to {p_value(high)}", None, "range, not averaged", n))
             else:
                 cells.append(Cell(number(mean), mean, f"{number(low)} to {number(high)}", n))
-        cells.insert(1, Cell(MISSING))
+            cells += [Cell(MISSING)] * len(_SECOND.get(metric, ()))
         rows.append({"name": f"Mean of {n} seeds", "label": ", ".join(group.runs), "cells": cells})
     return rows
 

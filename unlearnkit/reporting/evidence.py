@@ -89,27 +89,36 @@ def _lower(text: str) -> str:
 
 
 def selection_sentences(run: RunView) -> list[str]:
-    """That the checkpoint was chosen by numbers of this report, and by which; nothing where it was not."""
+    """How the checkpoint was chosen, and by which numbers of this report; nothing where no rule was given."""
     chosen = selection_of(run)
     return [chosen["sentence"]] if chosen else []
 
 
 def selection_of(run: RunView) -> dict[str, Any] | None:
-    """The rule, its step and its metrics by their titles; None where the last step was kept."""
+    """The rule, its step and its metrics by their titles; None where no rule was given.
+
+    `step` is the last one where no checkpoint satisfied the rule.
+    """
     entry = run.selection
     if not entry:
         return None
     known = titles(run)
     names = [known.get(str(name), str(name).replace("_", " ")) for name in entry.get("metrics") or ()]
     step, of_steps = entry.get("step"), entry.get("of_steps")
-    where = "" if step is None else f" of step {step}" + ("" if of_steps is None else f" of {of_steps}")
-    shown = f" ({', '.join(names)})" if names else ""
-    sentence = (
-        f"The checkpoint{where} was selected on these metrics{shown}, by the rule: "
-        f"{entry.get('rule') or 'not recorded'}. Numbers that a checkpoint was chosen by look better than "
-        f"the "
-        "same numbers on new questions would."
-    )
+    place = "" if step is None else f"{step}" + ("" if of_steps is None else f" of {of_steps}")
+    rule = entry.get("rule") or "not recorded"
+    if run.is_selected:
+        where = f" of step {place}" if place else ""
+        shown = f" ({', '.join(names)})" if names else ""
+        sentence = (
+            f"The checkpoint{where} was selected on these metrics{shown}, by the rule: {rule}. Numbers that "
+            "a checkpoint was chosen by look better than the same numbers on new questions would."
+        )
+    else:
+        where = f", {place}," if place else ""
+        sentence = (
+            f"No checkpoint satisfied the rule ({rule}); the weights of the last step{where} were kept."
+        )
     return {
         "sentence": sentence,
         "rule": entry.get("rule"),

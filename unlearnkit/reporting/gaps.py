@@ -56,13 +56,14 @@ def attack_gaps(evaluations: dict[str, EvalView], attacks: Iterable[AttackView])
             "how much comes back under attack, as a share: the model before unlearning was not evaluated"
         )
     for name in dict.fromkeys(stage.name for stage in stages):
-        roles = {role for stage in stages if stage.name == name for role in stage.evaluations}
-        if "unlearned" not in roles:
+        own = [stage for stage in stages if stage.name == name and "unlearned" in stage.evaluations]
+        if not own:
             gaps.append(f"what comes back under the attack {name}: it was not run on the unlearned model")
-        elif "retain" not in roles:
-            gaps.append(
-                f"the control of the attack {name}: it was not run on a model that never saw the examples"
-            )
+        elif not any("retain" in stage.evaluations for stage in own):
+            why = "it was not run on a model that never saw the examples"
+            if any("retain" in stage.otherwise for stage in own):
+                why = "the retain model was attacked with other options"
+            gaps.append(f"the control of the attack {name}: {why}")
     return tuple(gaps)
 
 

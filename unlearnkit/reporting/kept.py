@@ -115,6 +115,7 @@ def kept_ability(run: RunView) -> Kept | None:
     """The broadest measure of what should be left that both models have; None where there is none."""
     names = (
         ("model_utility", "utility"),
+        ("knowmem_retain", "knowledge (KnowMem) of the retain texts"),  # what MUSE calls utility
         ("retain_rouge", "answer overlap (ROUGE-L) on the retain set"),
         ("retain_probability", "answer probability on the retain set"),
     )

@@ -57,7 +57,7 @@ def limits(runs: Sequence[RunView]) -> tuple[str, ...]:
     found.append(SAMPLED if all(_is_sampled(run) for run in runs) else GREEDY)
     if not all(_has_capability(run) for run in runs):
         found.append(NO_CAPABILITY)
-    if any(run.selection for run in runs):
+    if any(run.is_selected for run in runs):
         found.append(SELECTED)
     return (*found, NO_PROOF)
 

@@ -23,10 +23,8 @@ from unlearnkit.reporting.read import (
     steps,
     trajectory,
 )
-from unlearnkit.reporting.views import ROLES, AttackView, EvalView, RunView
-
-ATTACKS = "attacks"
-"""The folder of attacked evaluations inside an evaluation folder: attacks/NAME/VARIANT."""
+from unlearnkit.reporting.read_attacks import load_attacks
+from unlearnkit.reporting.views import ROLES, EvalView, RunView
 
 
 def load_run(
@@ -51,7 +49,7 @@ def load_run(
         main = load_evaluation(folder)
         evaluations = _with_others(main, beside or {})
         suite_name = str(main.summary.get("suite", folder.name.partition("@")[0]))
-        attacks = load_attacks(evaluations)
+        attacks, left_out = load_attacks(evaluations)
         return RunView(
             folder,
             main.label,
@@ -59,7 +57,7 @@ def load_run(
             main,
             evaluations,
             gaps=(*gaps_in(evaluations), *attack_gaps(evaluations, attacks)),
-            cautions=cautions_about(evaluations),
+            cautions=(*cautions_about(evaluations), *left_out),
             attacks=attacks,
         )
     if beside:
@@ -105,9 +103,9 @@ def _load_directory(folder: Path, suite: str | None) -> RunView:
     main, evaluations = loaded.pop(chosen)
     log, unreadable = steps(folder / "log.jsonl")
     during, unreadable_too = trajectory(folder / "trajectory.jsonl")
-    attacks = load_attacks(evaluations)
+    attacks, left_out = load_attacks(evaluations)
     others = {name: models for name, (_, models) in loaded.items()}
-    gaps, cautions = list(gaps_in(evaluations)), list(cautions_about(evaluations))
+    gaps, cautions = list(gaps_in(evaluations)), [*cautions_about(evaluations), *left_out]
     gaps += attack_gaps(evaluations, attacks)
     for name, models in others.items():
         missing, notes = other_notes(name, models)
@@ -177,59 +175,3 @@ def _run_name(folder: Path, manifest: Mapping[str, Any]) -> str:
 def _is_named_after(view: EvalView, manifest: Mapping[str, Any]) -> bool:
     """Whether the label of an evaluation is but the last part of the recipe's name."""
     return view.label == str(manifest.get("name") or "").rpartition("/")[2]
-
-
-def load_attacks(evaluations: Mapping[str, EvalView]) -> tuple[AttackView, ...]:
-    """Every stage of every attack on any of the models, by attack, then by level and variant.
-
-    Raises:
-        RecordsError: a stage cannot be read, or does not say what attack it is.
-    """
-    found: dict[tuple[str, str], AttackView] = {}
-    for role, view in evaluations.items():
-        for path in sorted((view.folder / ATTACKS).glob("*/*")):
-            if path.is_dir():
-                stage = _stage(path, role)
-                key = (stage.name, stage.variant)
-                if key in found:
-                    stage = _merged(found[key], stage, path)
-                found[key] = stage
-    return tuple(
-        sorted(found.values(), key=lambda stage: (stage.name, stage.level is None, stage.level or 0.0))
-    )
-
-
-def _stage(path: Path, role: str) -> AttackView:
-    view = load_evaluation(path, role=role)
-    attack = view.summary.get("attack")
-    if not isinstance(attack, dict) or not attack.get("name"):
-        raise RecordsError(
-            f"{path / SUMMARY} does not say which attack it is; delete {path} and attack again"
-        )
-    try:
-        level = None if attack.get("level") is None else float(attack["level"])
-        return AttackView(
-            str(attack["name"]),
-            str(attack.get("variant") or ""),
-            level,
-            dict(attack.get("options") or {}),
-            dict(attack.get("facts") or {}),
-            frozenset(str(one) for one in attack.get("seen") or ()),
-            {role: view},
-        )
-    except (TypeError, ValueError) as error:
-        raise RecordsError(f"{path / SUMMARY}: the attack cannot be read ({error}); attack again") from None
-
-
-def _merged(one: AttackView, other: AttackView, path: Path) -> AttackView:
-    """The same stage on a further model; what either disclosed is left out of both."""
-    if set(one.evaluations) & set(other.evaluations):
-        raise RecordsError(
-            f"{path} holds the same stage ({other.title}) as a folder beside it; delete one of the two"
-        )
-    if one.options != other.options:
-        raise RecordsError(
-            f"{path}: the attack {other.title} has other options here than on the "
-            f"{next(iter(one.evaluations))} model; attack both models alike"
-        )
-    return replace(one, seen=one.seen | other.seen, evaluations={**one.evaluations, **other.evaluations})

@@ -34,6 +34,7 @@ MORE = {"rouge": "repeats more of them", "probability": "finds them likelier"}
 NO_MORE = {"rouge": "repeats no more of them", "probability": "finds them no likelier"}
 """By measure: what a model does that knows more, or no more, of the answers than another."""
 NO_CONTROL = "the attack was not run on a retain model"
+OTHER_OPTIONS = "the retain model was attacked with other options"
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,22 @@ def recovery(view: AttackView, run: RunView, measure: Measure, title: str) -> Re
     assert run.unlearned is not None  # who asks has an attacked unlearned model
     attacked, control = view.evaluations["unlearned"], view.evaluations.get("retain")
     back = _share(attacked, run.unlearned, run.target, measure, view.seen)
+    why = no_control(view)
     other = (
-        Cell(MISSING, note=NO_CONTROL)
+        Cell(MISSING, note=why)
         if control is None or run.retain is None
         else _share(control, run.retain, run.target, measure, view.seen)
     )
-    excess = _excess(attacked, control, run, measure, view.seen)
+    excess = _excess(attacked, control, run, measure, view.seen, why)
     unlearned, after, trained, target = (
         _mean(one, measure, view.seen) for one in (run.unlearned, attacked, control, run.target)
     )
     return Recovery(measure, title, back, other, excess, unlearned, after, trained, target)
+
+
+def no_control(view: AttackView) -> str:
+    """Why a stage has no control, where it has none."""
+    return OTHER_OPTIONS if "retain" in view.otherwise else NO_CONTROL
 
 
 def _share(
@@ -186,13 +193,18 @@ def _cached_scores(key: _ByIdentity, measure: Measure) -> pd.Series[float]:
 
 
 def _excess(
-    attacked: EvalView, control: EvalView | None, run: RunView, measure: Measure, seen: frozenset[str]
+    attacked: EvalView,
+    control: EvalView | None,
+    run: RunView,
+    measure: Measure,
+    seen: frozenset[str],
+    why: str,
 ) -> Cell:
     """(A - C) / (T - R) with its percentile bootstrap, over the examples that all four models were scored on.
 
     A, C: the unlearned and the retain model under the attack; T, R: the target and the retain model without
     it. All four means are taken of the same examples in each resample, so that the examples' difficulty
-    cancels.
+    cancels. `why` is the reason where there is no C.
     """
     from unlearnkit.evaluation.metrics.recovery import FORGOTTEN_AT_LEAST
     from unlearnkit.evaluation.metrics.result import LEVEL, interval, resample_counts, resampled_means
@@ -200,7 +212,7 @@ def _excess(
     if run.target is None:
         return Cell(MISSING, note="the model before unlearning was not evaluated")
     if control is None or run.retain is None:
-        return Cell(MISSING, note=NO_CONTROL)
+        return Cell(MISSING, note=why)
     series = [scores(one, measure).dropna() for one in (attacked, control, run.target, run.retain)]
     ids = sorted(set.intersection(*(set(one.index) for one in series)) - seen)
     if not ids:

@@ -25,7 +25,10 @@ KEY_METRICS = (
 
 
 def side_tables(
-    runs: Sequence[RunView], names: Sequence[str], attacks: Sequence[Sequence[Attack]]
+    runs: Sequence[RunView],
+    names: Sequence[str],
+    attacks: Sequence[Sequence[Attack]],
+    columns: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Tables with a column for each run; those without any number are left out.
 
@@ -33,13 +36,14 @@ def side_tables(
         runs: the runs.
         names: what each is called.
         attacks: what came back in each.
+        columns: metrics of the runs' own suites, shown with those of KEY_METRICS.
     """
     tables = (
         (
             "Key metrics side by side",
             "Each with its 95 % interval over examples. Where the intervals of two runs overlap much, the "
             "difference may be chance.",
-            _key_metrics(runs),
+            _key_metrics(runs, columns),
         ),
         (
             "How much comes back under attack",
@@ -71,9 +75,9 @@ def _row(title: str, cells: list[Cell]) -> list[dict[str, Any]]:
     return [{"title": title, "cells": cells}] if any(one.value is not None for one in cells) else []
 
 
-def _key_metrics(runs: Sequence[RunView]) -> list[dict[str, Any]]:
+def _key_metrics(runs: Sequence[RunView], columns: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
-    for name in KEY_METRICS:
+    for name in dict.fromkeys((*KEY_METRICS, *columns)):
         found = [run.main.metrics.get(name) for run in runs]
         title = next((metric.title for metric in found if metric), name)
         rows += _row(title, [cell(metric) for metric in found])

@@ -21,7 +21,7 @@ def trajectory_of(run: RunView) -> dict[str, Any] | None:
     names = list(dict.fromkeys(name for point in points for name in point["metrics"]))
     known = titles(run)
     forget, keep = _first(FORGET, "forget", names), _first(KEEP, "retain", names)
-    kept = run.selection.get("step")
+    kept = run.selection.get("step") if run.is_selected else None
     return {
         "points": points,
         "titles": {name: known.get(name, name.replace("_", " ")) for name in names},

@@ -80,6 +80,8 @@ class AttackView:
     seen: frozenset[str]
     """Ids of the examples that the attack itself disclosed; they say nothing about what came back."""
     evaluations: dict[str, EvalView]
+    otherwise: frozenset[str] = frozenset()
+    """Roles that were attacked by the same name but with other options, and so do not compare."""
 
     @property
     def title(self) -> str:
@@ -124,9 +126,14 @@ class RunView:
 
     @property
     def selection(self) -> dict[str, Any]:
-        """The rule by which a checkpoint was kept, and its metrics; empty where the last step was kept."""
+        """The rule by which a checkpoint was to be kept, and its metrics; empty where there was none."""
         found = self.manifest.get("selection")
         return found if isinstance(found, dict) else {}
+
+    @property
+    def is_selected(self) -> bool:
+        """Whether a checkpoint satisfied the rule; else the last step was kept, chosen by no number."""
+        return bool(self.selection) and self.selection.get("satisfied") is not False
 
     @property
     def is_run(self) -> bool:
