@@ -20,7 +20,7 @@ from fabricated_attacks import (
 
 from unlearnkit.reporting import limits as limit
 from unlearnkit.reporting import load_run, write_report
-from unlearnkit.reporting.attacks import Attack, Stage, in_words
+from unlearnkit.reporting.attacks import Attack, Stage, attacks_of, in_words
 from unlearnkit.reporting.evidence import MOSTLY_BACK, _returned
 from unlearnkit.reporting.glossary import glossary
 from unlearnkit.reporting.limits import limits
@@ -335,3 +335,31 @@ def test_several_runs_side_by_side(full_run: Path, make: Any, tmp_path: Path) ->
     line = next(line for line in markdown.splitlines() if line.startswith("| Membership: loss attack"))
     assert f"{aucs(run.main)['membership_loss'].value:.3f}" in line
     assert "not attacked with the same attacks" in markdown
+
+
+def test_without_a_retain_model_nothing_is_concluded_from_membership(make: Any, tmp_path: Path) -> None:
+    """The holdout may differ from the forget set in other ways than by training."""
+    run = load_run(add_membership(make(tmp_path, roles=("target",)), {"unlearned": 6.0}))
+    found = verdict_of(run).text
+    assert not is_visible(run)
+    assert "had a part in its training" not in found
+    assert "no conclusion" in found
+
+
+def test_sampling_says_nothing_about_probabilities(make: Any, tmp_path: Path) -> None:
+    sampling = {"name": "sampling", "variant": "worst of 8", "level": 8, "back": 0.3, "control": 0.0}
+    (attack,) = attacks_of(load_run(add_attacks(make(tmp_path), (sampling,))))
+    rouge, probability = attack.stages[0].recoveries
+    assert probability.back.value is None
+    assert "does not change probabilities" in probability.back.note
+    assert attack.stages[0].strongest is rouge
+
+
+def test_what_came_back_goes_before_what_did_not(make: Any, tmp_path: Path) -> None:
+    """One stage loses 10 % where the control loses more; the other brings 5 % back: that one is named."""
+    stages = (
+        {"name": "prompt", "variant": "authority", "level": None, "back": -0.1, "control": -0.6},
+        {"name": "prompt", "variant": "prefix", "level": None, "back": 0.1, "control": 0.08},
+    )
+    (attack,) = attacks_of(load_run(add_attacks(make(tmp_path), stages)))
+    assert attack.worst == "prefix"

@@ -73,7 +73,7 @@ def test_retain_examples_that_were_trained_on_are_no_proof(
     ("training", "tone", "ending"),
     [
         ({"retain": "nll"}, "mixed", "and it kept what it was trained to keep."),
-        ({"retain": "none"}, "good", "and it kept its other abilities."),
+        ({"retain": "none"}, "good", "and it kept its other abilities as far as they were measured."),
     ],
 )
 def test_a_good_verdict_needs_more_than_the_examples_trained_on(

@@ -130,6 +130,6 @@ def test_every_field_and_every_code_is_documented(full: dict[str, Any]) -> None:
         re.findall(r'^\s+"([a-z]+(?:_[a-z]+)*)",\n\s+(?:"(?:good|mixed|bad|unknown)"|tone),', source, re.M)
     )
     codes |= set(re.findall(r'code, tone = "([a-z_]+)"', source))
-    assert len(codes) == 11
+    assert len(codes) == 12
     for code in codes:
         assert f"`{code}`" in text, code

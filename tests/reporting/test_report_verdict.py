@@ -147,3 +147,17 @@ def test_an_interval_across_the_limit_is_said_to_be_uncertain(
     summary["metrics"]["forget_quality"] |= {"value": 0.08, "low": 0.004, "high": 0.5}
     path.write_text(json.dumps(summary))
     assert "on both sides of 0.05" in verdict(run).text
+
+
+def test_a_target_that_hardly_knew_the_examples_had_little_to_forget(
+    make: Any, shapes: Any, tmp_path: Path
+) -> None:
+    ignorant = replace(
+        shapes["target"],
+        nll={**shapes["target"].nll, "forget": 6.0},
+        repeats={**shapes["target"].repeats, "forget": 0.0},
+    )
+    run = make(tmp_path, roles=("target",), target=ignorant)
+    found = verdict(run)
+    assert (found.code, found.tone) == ("not_known_before", "unknown")
+    assert "hardly knew the 40 examples" in found.headline

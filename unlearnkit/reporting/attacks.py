@@ -13,6 +13,7 @@ from unlearnkit.reporting.recoveries import (
     OTHER_OPTIONS,
     RETURNS_LIMIT,
     Recovery,
+    not_changed,
     recovery,
     returns,
     share,
@@ -37,7 +38,7 @@ class Stage:
     def strongest(self) -> Recovery | None:
         """The measure by which most came back; None where no share could be computed."""
         measured = [one for one in self.recoveries if one.judged.value is not None]
-        return max(measured, key=lambda one: one.judged.value or 0.0, default=None)
+        return max(measured, key=_strength, default=None)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,12 @@ def strongest(attacks: list[Attack]) -> tuple[Attack, Stage, Recovery] | None:
         for stage in attack.stages
         if (best := stage.strongest) is not None
     ]
-    return max(found, key=lambda item: item[2].judged.value or 0.0, default=None)
+    return max(found, key=lambda item: _strength(item[2]), default=None)
+
+
+def _strength(recovery: Recovery) -> tuple[bool, float]:
+    """What came back at all goes before what did not, however the control fared."""
+    return recovery.back.value is None or recovery.back.value > 0, recovery.judged.value or 0.0
 
 
 def in_words(attack: Attack, stage: Stage, recovery: Recovery) -> str:
@@ -198,7 +204,13 @@ def _caveats(name: str, views: list[AttackView], run: RunView) -> list[str]:
 
 def _stage(view: AttackView, run: RunView) -> Stage:
     attacked = view.evaluations["unlearned"]
-    recoveries = tuple(recovery(view, run, measure, title) for measure, title in MEASURES)
+    recoveries = tuple(
+        # Drawing answers otherwise does not change how likely they are.
+        not_changed(measure, title, "sampling does not change probabilities")
+        if (view.name, measure) == ("sampling", "probability")
+        else recovery(view, run, measure, title)
+        for measure, title in MEASURES
+    )
     return Stage(
         view.variant,
         view.level,

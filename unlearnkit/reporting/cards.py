@@ -110,7 +110,7 @@ def evidence_cards(run: RunView, attacks: Sequence[Attack]) -> list[Card]:
                 number(metric.value),
                 metric.value,
                 ", ".join(part for part in (cell(metric).interval, f"n = {count(metric.n)}") if part),
-                "0.5: an attacker can only guess; 1: every forget example gives itself away",
+                "0.5: an attacker can only guess; 1 or 0: every forget example gives itself away",
                 metric.weaker,
             )
         )

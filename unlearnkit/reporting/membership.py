@@ -95,9 +95,14 @@ def _distance(run: RunView, metric: Metric) -> float:
 
 
 def is_visible(run: RunView) -> bool:
-    """Whether an attack tells the forget set apart, beyond what its interval and VISIBLE allow for."""
+    """Whether an attack tells that the forget set was trained on: further from the retain model than its
+    interval and VISIBLE allow for. Without a retain model nothing tells training from other differences."""
     metric = strongest(run)
-    if metric is None or _distance(run, metric) < VISIBLE:
+    return metric is not None and _usual(run, metric) is not None and _stands_out(run, metric)
+
+
+def _stands_out(run: RunView, metric: Metric) -> bool:
+    if _distance(run, metric) < VISIBLE:
         return False
     usual = _usual(run, metric)
     base = 0.5 if usual is None else usual
@@ -125,4 +130,9 @@ def sentences(run: RunView) -> list[str]:
     )
     if is_visible(run):
         text += " So it can still be told that these examples had a part in its training."
+    elif usual is None and _stands_out(run, metric):
+        text += (
+            " The two sets can be told apart, but without a retain model this may lie in the texts "
+            "themselves and not in the training: no conclusion."
+        )
     return [text]

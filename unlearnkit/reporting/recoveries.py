@@ -95,6 +95,11 @@ def no_control(view: AttackView) -> str:
     return OTHER_OPTIONS if "retain" in view.otherwise else NO_CONTROL
 
 
+def not_changed(measure: str, title: str, why: str) -> Recovery:
+    """A measure that an attack leaves alone."""
+    return Recovery(measure, title, *[Cell(MISSING, note=why)] * 7)
+
+
 def _share(
     attacked: EvalView,
     unlearned: EvalView,

@@ -30,6 +30,9 @@ BROKEN_RISE = 0.25
 """By more than this the share must have grown, so that a target that babbles a little hides nothing."""
 OVER_FORGOTTEN_RATIO = 0.25
 """Below this multiple of the retain model's forget probability, answers were pushed away, not unlearned."""
+KNOWN_ROUGE, KNOWN_PROBABILITY = 0.25, 0.05
+"""Below both, the target did not know the answers: questions on the same subject share that many words, and
+a token that the model expects has a far higher probability."""
 SMALL_N = 100
 """With fewer examples than this the test misses small differences, and the verdict says so."""
 
@@ -149,7 +152,7 @@ def _with_retain_model(run: RunView, after: EvalView, kept: Kept | None) -> Verd
         if kept is not None and is_of_trained(run, kept):
             ending = ", and it kept what it was trained to keep."
         elif kept is not None:
-            ending, tone = ", and it kept its other abilities.", "good"
+            ending, tone = ", and it kept its other abilities as far as they were measured.", "good"
         return Verdict(
             "forgotten",
             tone,
@@ -223,6 +226,16 @@ def _progress(run: RunView, after: EvalView) -> list[str]:
     return [f"Unlearning hardly changed it: {distance}."]
 
 
+def _never_knew(run: RunView) -> bool:
+    """Whether the target gave the answers neither in words nor as likely ones."""
+    before = run.target
+    return (
+        before is not None
+        and before.value("forget_rouge") < KNOWN_ROUGE
+        and before.value("forget_probability") < KNOWN_PROBABILITY
+    )
+
+
 def _without_retain_model(run: RunView, after: EvalView, kept: Kept | None) -> Verdict:
     """Weaker evidence: what changed between before and after, with no model that never saw the examples."""
     quality = after.metrics.get("forget_quality")
@@ -237,6 +250,8 @@ def _without_retain_model(run: RunView, after: EvalView, kept: Kept | None) -> V
     for name, what in (
         ("forget_rouge", "word overlap with the old answers (ROUGE-L)"),
         ("forget_probability", "probability of the old answers"),
+        ("knowmem_forget", "knowledge of the forget set (KnowMem)"),
+        ("verbmem_forget", "verbatim continuation of the forget set (VerbMem)"),
     ):
         new, old = after.value(name), run.target.value(name) if run.target else math.nan
         if not math.isnan(new) and old > 0:
@@ -250,6 +265,13 @@ def _without_retain_model(run: RunView, after: EvalView, kept: Kept | None) -> V
             (missing, "There is no measurement from before unlearning either.", utility),
         )
     evidence = f"As weaker evidence, before and after: {' and '.join(changes)}."
+    if _never_knew(run):
+        return Verdict(
+            "not_known_before",
+            "unknown",
+            f"Even before unlearning the model hardly knew the {n} examples; there was little to forget.",
+            (evidence, utility, missing),
+        )
     if max(shares) <= 0.5:
         code, tone = "weaker_evidence_forgotten", "mixed"
         headline = f"The model repeats far less of the {n} forgotten examples than before."
