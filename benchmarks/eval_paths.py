@@ -16,7 +16,7 @@ from cpu_clock import Clock
 from plain_evaluation import PlainEvaluation
 from plain_formulas import GUARD, lowest
 
-from unlearnkit.evaluation import examine, gradients, results, runner
+from unlearnkit.evaluation import examine, gradients, inquiry, results, runner
 from unlearnkit.evaluation.records import EvalRun
 from unlearnkit.evaluation.suite import Suite, load_suite
 from unlearnkit.models.load import load_model, load_tokenizer
@@ -149,7 +149,7 @@ def shipped(
         (gradients, "gradient_norms"): each(lambda *_, **__: "gradients", gradients.gradient_norms),
         (examine, "likelihood_questions"): inside("tokenising", examine.likelihood_questions),
         (examine, "generation_questions"): inside("tokenising", examine.generation_questions),
-        (runner, "compute_metrics"): inside("metrics", runner.compute_metrics),
+        (inquiry, "compute_metrics"): inside("metrics", inquiry.compute_metrics),
         (results, "compute_metrics"): inside("metrics", results.compute_metrics),
     }
     patches = [patch.object(place, name, function) for (place, name), function in wrapped.items()]

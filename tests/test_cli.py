@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -302,12 +303,11 @@ def test_a_deletion_request_on_own_files(run: Run, model: Path) -> None:
     options = ("--model", model, "--retain", "keep.jsonl")
     code, out, err = run("run", "forget", *options, "--forget", "mine.jsonl", "--name", "a", *QUICK)
     assert code == 0, err
-    assert "forget_quality: not measured" in out
+    assert re.search(r"forget_quality[^:]*: not measured", out)
     assert "retain_probability" in out
     assert "retain term nll" in out
-    # One training step forgets nothing, and the last lines say so and what to do.
-    assert "The model still repeats" in out
-    assert "raise training.learning_rate" in out
+    # The tiny model has never been trained, and the last lines say so.
+    assert "Even before unlearning the model hardly knew the 4 examples" in out
     with Path("mine.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerows([["Q", "A"], *([r["question"], r["answer"]] for r in FORGET)])

@@ -253,7 +253,9 @@ def target_logits(
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
     hooked = model if unwrapped is None else unwrapped
     with _select_before_head(hooked, positions_N, batch["labels"].shape) as selected:
-        output = model(**inputs, **understood(model.forward, {"use_cache": False, **options}))
+        output = model(
+            **inputs, **understood(getattr(model, "forward", model), {"use_cache": False, **options})
+        )
     if selected:
         return TargetLogits(output.logits, batch_targets(batch))
     length = batch["labels"].shape[1]
