@@ -99,7 +99,7 @@ class Inquiry:
                 continue
             for missing in (spec.dataset or "", holdout) if not result.measured else ():
                 if missing in self.absent:
-                    result.note = f"{result.note} ({self.absent[missing]})"
+                    result.note = f"not measured: the data set {missing!r} is absent ({self.absent[missing]})"
 
 
 class Judge:

@@ -35,12 +35,17 @@ def gaps_in(evaluations: dict[str, EvalView]) -> tuple[str, ...]:
 
 
 def _unmeasured(evaluations: dict[str, EvalView]) -> Iterable[str]:
-    for role in ROLES:
-        if role in evaluations:
-            for metric in evaluations[role].metrics.values():
-                if not metric.measured and role == ("unlearned" if "unlearned" in evaluations else role):
-                    reason = why_missing(metric) or "no reason was recorded"
-                    yield f"{metric.title}: {reason}"
+    """Each reason once, after the metrics that share it."""
+    roles = ("unlearned",) if "unlearned" in evaluations else ROLES
+    by_reason: dict[str, dict[str, None]] = {}
+    for role in roles:
+        for metric in evaluations[role].metrics.values() if role in evaluations else ():
+            if not metric.measured:
+                reason = why_missing(metric) or "no reason was recorded"
+                by_reason.setdefault(reason, {})[metric.title] = None
+    for reason, titles in by_reason.items():
+        *most, last = titles
+        yield f"{', '.join(most)} and {last}: {reason}" if most else f"{last}: {reason}"
 
 
 def attack_gaps(evaluations: dict[str, EvalView], attacks: Iterable[AttackView]) -> tuple[str, ...]:

@@ -140,7 +140,9 @@ def _load_directory(folder: Path, suite: str | None) -> RunView:
     )
     if nothing_to_keep(run):
         # One reason in place of each retain metric's own.
-        rest = [gap for gap in run.gaps if not gap.endswith("for 'retain'")]
+        rest = [
+            gap for gap in run.gaps if not gap.endswith("for 'retain'") and "'retain' is absent" not in gap
+        ]
         run = replace(run, gaps=(*rest, "what the model kept: no retain set was given"))
     return run
 
