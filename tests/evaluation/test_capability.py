@@ -441,12 +441,13 @@ def test_processes_share_the_tasks(tiny_model, tiny_tokenizer, monkeypatch):
     spec = spec_of("tiny", "tiny_words", "tiny_texts")
     rows = run_tasks(tiny_model(), tiny_tokenizer, spec, progress=False)
     parts: list[Any] = []
-    monkeypatch.setattr(harness, "_gathered", lambda value: parts.append(value) or [value])
+    monkeypatch.setattr(harness, "gathered", lambda value: parts.append(value) or [value])
     for rank in range(2):
-        monkeypatch.setattr(harness, "place", lambda rank=rank: (rank, 2))
+        for module in (harness, capability):
+            monkeypatch.setattr(module, "processes", lambda rank=rank: (rank, 2))
         run_tasks(tiny_model(), tiny_tokenizer, spec, progress=False)
     assert [len(found) for found, _ in parts] == [2, 2]
-    monkeypatch.setattr(harness, "_gathered", lambda value: parts)
+    monkeypatch.setattr(harness, "gathered", lambda value: parts)
     assert run_tasks(tiny_model(), tiny_tokenizer, spec, progress=False) == rows
 
 
@@ -470,8 +471,9 @@ def test_an_adapter_is_asked_like_its_merged_model(tiny_model, tiny_tokenizer):
 
 
 def test_the_fault_of_one_process_stops_all(monkeypatch):
-    monkeypatch.setattr(harness, "place", lambda: (0, 2))
-    monkeypatch.setattr(harness, "_gathered", lambda value: [value, ({}, "out of luck")])
+    for module in (harness, capability):
+        monkeypatch.setattr(module, "processes", lambda: (0, 2))
+    monkeypatch.setattr(harness, "gathered", lambda value: [value, ({}, "out of luck")])
     with pytest.raises(UserError, match="process 1: out of luck"):
         harness.shared({0: []}, None, False)
     with pytest.raises(ModelError, match="mine"):

@@ -27,7 +27,7 @@ def test_expected_and_worst_of_m() -> None:
     assert "expected of m = 3 sampled answers" in expected.variant
     assert "worst of m = 3 sampled answers" in worst.variant
     with pytest.raises(RecipeError, match="aggregate='best'"):
-        metrics.sampled_leakage(run, dataset="forget", aggregate="best")  # type: ignore[arg-type]
+        metrics.sampled_leakage(run, dataset="forget", aggregate="best")
 
 
 def test_fewer_samples_and_none() -> None:

@@ -189,7 +189,7 @@ def test_both_sides_are_resampled_independently() -> None:
 
 @settings(max_examples=25)
 @given(SCORES, SCORES, st.randoms(use_true_random=False))
-def test_intervals_hold_the_value_and_know_neither_order_nor_scale(members, others, random) -> None:  # type: ignore[no-untyped-def]
+def test_intervals_hold_the_value_and_know_neither_order_nor_scale(members, others, random) -> None:
     fprs = (0.01, 0.3)
     ends = roc.intervals(members, others, fprs, resamples=50)
     values = [roc.auc(members, others), *(roc.tpr_at(members, others, fpr) for fpr in fprs)]
@@ -386,7 +386,7 @@ def test_membership_says_what_is_missing() -> None:
         "gradient_norm": "not measured: no global_norm gradient norms for 'forget' and 'holdout'; ",
     }
     for attack, text in why.items():
-        result = membership(run, dataset="forget", attack=attack)  # type: ignore[arg-type]
+        result = membership(run, dataset="forget", attack=attack)
         assert not result.measured
         assert result.note.startswith(text)
         assert attack in result.variant
@@ -433,7 +433,7 @@ def test_the_kinds_are_registered_with_their_options(kind: str) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(SCORES, SCORES, st.randoms(use_true_random=False), st.sampled_from(["loss", "min_k", "min_k_pp"]))
-def test_the_order_of_the_records_does_not_matter(members, others, random, attack) -> None:  # type: ignore[no-untyped-def]
+def test_the_order_of_the_records_does_not_matter(members, others, random, attack) -> None:
     run = losses({"forget": members, "holdout": others})
     order = random.sample(range(len(run)), len(run))
     for metric in (membership, privleak):

@@ -182,9 +182,9 @@ def test_verbatim_metrics_of_other_records(kind: str, tmp_path: Path) -> None:
 def test_unknown_options_are_refused() -> None:
     run = new_records(CONTINUATIONS)
     with pytest.raises(RecipeError, match="unit='word'"):
-        metrics.verbatim_exact(run, dataset="verbmem", unit="word")  # type: ignore[arg-type]
+        metrics.verbatim_exact(run, dataset="verbmem", unit="word")
     with pytest.raises(RecipeError, match="measure='f1'"):
-        metrics.verbatim_rouge(run, dataset="verbmem", measure="f1")  # type: ignore[arg-type]
+        metrics.verbatim_rouge(run, dataset="verbmem", measure="f1")
 
 
 def test_muse_does_not_stem() -> None:

@@ -43,7 +43,7 @@ def test_share_of_the_means(measure: str) -> None:
         attacked,
         unlearned=UNLEARNED,
         target=TARGET,
-        measure=measure,  # type: ignore[arg-type]
+        measure=measure,
     )
     assert result.value == pytest.approx(3 / 7)
     assert result.extra == pytest.approx({"target": 0.9, "unlearned": 0.2, "attacked": 0.5})
@@ -138,7 +138,7 @@ def test_missing_records_and_options() -> None:
     elsewhere = metrics.recovered_share(TARGET, **options, dataset="holdout")
     assert elsewhere.note == "not measured: no generations for 'holdout' of the target model"
     with pytest.raises(RecipeError, match="measure='bleu'"):
-        metrics.recovered_share(TARGET, **options, measure="bleu")  # type: ignore[arg-type]
+        metrics.recovered_share(TARGET, **options, measure="bleu")
 
 
 def test_the_control_puts_the_retain_model_in_the_unlearned_ones_place() -> None:

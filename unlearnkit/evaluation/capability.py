@@ -28,6 +28,7 @@ from packaging.version import Version
 from unlearnkit.errors import RecipeError, UserError
 from unlearnkit.evaluation import harness, lm_tasks
 from unlearnkit.evaluation.records import LM_EVAL
+from unlearnkit.evaluation.share import processes
 from unlearnkit.strict import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def run_tasks(
         with harness.own_randomness(), own_precision(model):
             found = _found(model, tokenizer, spec, suite, progress, cache, split)
     except Exception as raised:  # told to the other processes before it goes on
-        if harness.place()[1] == 1:
+        if processes()[1] == 1:
             raise
         error = raised
     finally:
@@ -153,7 +154,7 @@ def _found(
     """The rows of this process's share of the tasks, by their places among all tasks."""
     from tqdm import tqdm
 
-    rank, world = harness.place()
+    rank, world = processes()
     terminal = sys.stderr
     with harness.quiet():
         harness.seed_all(spec.seed)  # a task may draw its documents

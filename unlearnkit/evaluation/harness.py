@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unlearnkit.errors import ModelError, UserError
+from unlearnkit.evaluation.share import gathered, processes
 from unlearnkit.files import fingerprint
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class KeptAnswers:
             names.append(name)
         unknown = {name for name in names if name not in store}
         if self._together:
-            unknown = set().union(*_gathered(unknown))
+            unknown = set().union(*gathered(unknown))
         missing = {name: one for name, one in zip(names, requests, strict=True) if name in unknown}
         if missing:
             answers = self._ask(kind, list(missing.values()))
@@ -76,7 +77,7 @@ class KeptAnswers:
                 (name, _packed(kind, request, answer))
                 for (name, request), answer in zip(missing.items(), answers, strict=True)
             ]
-            if self._together and place()[0] > 0:
+            if self._together and processes()[0] > 0:
                 store.remember(kept)
             else:
                 store.add(kept)
@@ -195,14 +196,6 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def place() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
-    import torch.distributed as dist
-
-    several = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
-
-
 def is_split(model: Any) -> bool:
     """Whether each process holds a part of the weights only (FSDP2, ZeRO-3): all have to run it at once."""
     return any(hasattr(p, "ds_id") or hasattr(p, "full_tensor") for p in model.parameters())
@@ -210,9 +203,9 @@ def is_split(model: Any) -> bool:
 
 def shared(found: dict[int, Any], error: Exception | None, split: bool) -> dict[int, Any]:
     """What all processes have found together, or an error of any of them, raised in each."""
-    if place()[1] == 1:
+    if processes()[1] == 1:
         return found
-    parts = _gathered((found, error if error is None else str(error) or type(error).__name__))
+    parts = gathered((found, error if error is None else str(error) or type(error).__name__))
     if error is not None:
         raise error
     if failed := [f"process {rank}: {text}" for rank, (_, text) in enumerate(parts) if text is not None]:
@@ -220,11 +213,3 @@ def shared(found: dict[int, Any], error: Exception | None, split: bool) -> dict[
     if split:
         return dict(parts[0][0])
     return {place: rows for part, _ in parts for place, rows in part.items()}
-
-
-def _gathered(value: Any) -> list[Any]:
-    import torch.distributed as dist
-
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, value)
-    return parts

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unlearnkit.evaluation.questions import Question
-from unlearnkit.evaluation.store import ResultStore
+if TYPE_CHECKING:
+    from unlearnkit.evaluation.questions import Question
+    from unlearnkit.evaluation.store import ResultStore
 
 
 def processes() -> tuple[int, int]:
