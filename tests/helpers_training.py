@@ -25,14 +25,26 @@ SETTINGS: dict[str, Any] = {
 
 
 def data_sets(rows: Callable[[str], list[dict[str, Any]]]) -> dict[str, Any]:
-    """Streams with answers of unequal length: 10 to forget, 14 to keep; "train" has the same 10."""
+    """Streams with answers of unequal length: 10 to forget, 14 to keep; "train" has the same 10.
+
+    "pairs" prefers the answer to another question to the same 10; so do the alternate answers, three a row.
+    """
     from datasets import Dataset
 
     full = [{"prompt": r["question"], "completion": r["answer"]} for r in rows("full")]
+    other = [[full[24 + (i + k) % 12]["completion"] for k in range(3)] for i in range(10)]
     return {
-        "forget": Dataset.from_list(full[:10]),
+        "forget": Dataset.from_list(
+            [{**r, "alternate_answer": o} for r, o in zip(full[:10], other, strict=True)]
+        ),
         "retain": Dataset.from_list(full[10:24]),
         "train": Dataset.from_list(full[:10]),
+        "pairs": Dataset.from_list(
+            [
+                {"prompt": r["prompt"], "chosen": o[0], "rejected": r["completion"]}
+                for r, o in zip(full[:10], other, strict=True)
+            ]
+        ),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from unlearnkit.errors import UserError
 from unlearnkit.files import fingerprint, read_json
 from unlearnkit.recipe import Recipe, TemplateSpec, load_recipe
-from unlearnkit.run import RunDir, run_dir, runs_folder
+from unlearnkit.run import RunDir, is_place, own_settings, run_dir, runs_folder
 from unlearnkit.terminal import print_attacks, print_metrics, quiet, say
 
 ALL = ("train", "evaluate", "report")
@@ -23,33 +23,41 @@ def run_recipe(
 ) -> Path:
     """Run a recipe, first of all the ones that it needs; returns the run's folder."""
     recipe = load_recipe(name, overrides)
-    missing = [n for n in recipe.needs if not RunDir(runs_folder() / n.replace("/", "-")).model.is_dir()]
+    missing = missing_needs(recipe)
     if missing:
-        _check_before(recipe)
+        check_before(recipe)
     for needed in missing:
-        if not RunDir(runs_folder() / needed.replace("/", "-")).model.is_dir():  # it may have run meanwhile
+        if needed in missing_needs(recipe):  # it may have run meanwhile
             say(f"{recipe.name} needs {needed}, which has not been run yet: running it first")
-            run_recipe(needed, _passed_on(overrides), None, stages=("train",))
-    own = tuple(o for o in overrides if not o.startswith("data.root="))
-    return run_one(recipe, run_dir(recipe, own, run_name), stages)
+            run_recipe(needed, passed_on(overrides), None, stages=("train",))
+    return run_one(recipe, run_dir(recipe, own_settings(name, overrides), run_name), stages)
 
 
-def _check_before(recipe: Recipe) -> None:
-    """A mistake in a recipe or its data is found before the recipes that it needs have run for hours."""
+def missing_needs(recipe: Recipe) -> list[str]:
+    """The recipes that must run before this one and have not been run."""
+    return [n for n in recipe.needs if not RunDir(runs_folder() / n.replace("/", "-")).model.is_dir()]
+
+
+def check_before(recipe: Recipe, *, on_cpu: bool = False) -> None:
+    """A mistake in a recipe or its data is found before the recipes that it needs have run for hours.
+
+    Args:
+        on_cpu: leave the GPU alone; another process trains.
+    """
     import tempfile
 
     quiet()
-    from unlearnkit.preflight import load_streams, objective_of, training_args
+    from unlearnkit.preflight import load_streams, streams_read, training_args
     from unlearnkit.preflight_evaluation import check_during, suite_of
 
     suite_of(recipe)
     check_during(recipe)
-    load_streams(recipe, objective_of(recipe, training_args(recipe, tempfile.gettempdir())).streams)
+    load_streams(recipe, streams_read(recipe, training_args(recipe, tempfile.gettempdir(), on_cpu=on_cpu)))
 
 
-def _passed_on(overrides: Sequence[str]) -> list[str]:
+def passed_on(overrides: Sequence[str]) -> list[str]:
     """Where the data lie holds for every recipe of a benchmark; other settings are one recipe's own."""
-    return [o for o in overrides if o.startswith("data.root=")]
+    return [o for o in overrides if is_place(o)]
 
 
 def run_one(recipe: Recipe, run: RunDir, stages: Sequence[str] = ALL, *, progress: bool = True) -> Path:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearnkit.data.parts import stream_of
 from unlearnkit.errors import ModelError
 from unlearnkit.evaluation.results import Evaluation
 from unlearnkit.evaluation.runner import versions
@@ -19,8 +20,8 @@ from unlearnkit.preflight import (
     load_streams,
     mix_of,
     note_retain_term,
-    objective_of,
     refuse_missing_model,
+    streams_read,
     tokenizer_texts,
     training_args,
 )
@@ -56,7 +57,7 @@ class Pipeline:
     def train(self) -> dict[str, Any]:
         """Train and save, or take what is there; returns the manifest."""
         args = training_args(self.recipe, str(self.run.checkpoints))
-        read = objective_of(self.recipe, args).streams
+        read = streams_read(self.recipe, args)
         check_during(self.recipe)
         note_retain_term(self.recipe, args, lambda text: self.say(f"{self.recipe.name}: {text}"))
         streams = load_streams(self.recipe, read)
@@ -85,6 +86,7 @@ class Pipeline:
 
         recipe = self.recipe
         model, tokenizer = self.load_target(streams)
+        streams = self._with_alternates(streams, model, tokenizer)
         trainer = lookup.method(recipe.method).trainer(
             model=model, args=args, streams={name: streams[name] for name in read}, mix=mix_of(recipe, read),
             template=recipe.data.template, processing_class=tokenizer, peft_config=self._peft_config(),
@@ -95,6 +97,22 @@ class Pipeline:
         trainer.add_callback(ReturnMemory())
         trainer.add_callback(QuietProgress(recipe.name, enabled=self.progress and _is_main()))
         return trainer
+
+    def _with_alternates(self, streams: Mapping[str, Any], model: Any, tokenizer: Any) -> Mapping[str, Any]:
+        """The streams with alternate answers by the target model, where the recipe asks for them.
+
+        They are kept beside the recipe, so that everybody can read what the model was taught to say.
+        """
+        spec = self.recipe.data.alternates
+        if spec is None:
+            return streams
+        from unlearnkit.data.alternates import with_alternates, write_alternates
+
+        self.say(f"{self.recipe.name}: alternate answers, {spec.per_prompt} a question, by the target model")
+        forget = with_alternates(model, tokenizer, streams["forget"], spec, self.recipe.data.template)
+        if _is_main():
+            write_alternates(forget, self.run.alternates)
+        return {**streams, "forget": forget}
 
     def _add_during(self, trainer: Any) -> None:
         """Evaluation while training, where the recipe asks for it."""
@@ -215,7 +233,7 @@ class Pipeline:
             "reference": trainer.reference_name,
             "data": {
                 name: {
-                    "source": describe_source(specs[name], root), "fingerprint": t.fingerprint,
+                    "source": describe_source(specs[stream_of(name)], root), "fingerprint": t.fingerprint,
                     "examples": len(t.rows), "tokens": t.num_tokens, "target_tokens": t.num_target_tokens,
                     "cut_rows": t.cut_rows, "split_rows": t.split_rows,
                 }

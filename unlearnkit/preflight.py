@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearnkit import lookup
+from unlearnkit.data.parts import streams_of
 from unlearnkit.errors import DataError, ModelError, RecipeError, UnreachableError, UserError
 from unlearnkit.preflight_evaluation import Note as Note
 from unlearnkit.preflight_evaluation import suite_of
@@ -92,18 +93,36 @@ def note_retain_term(recipe: Recipe, args: Any, note: Note) -> None:
         note(f"{given} and training.retain is none: nothing holds the rest of the model in place")
 
 
+def bare_trainer(recipe: Recipe, args: Any) -> Any:
+    """A method's trainer before it has a model: only its composition, which reads nothing but `args`."""
+    trainer = object.__new__(lookup.method(recipe.method).trainer)
+    trainer.args = args
+    return trainer
+
+
 def objective_of(recipe: Recipe, args: Any) -> Any:
     """What the method minimises, without a model.
 
     Raises:
         RecipeError: a stream that it reads is missing, or one is given that nothing reads.
     """
-    entry = lookup.method(recipe.method)
-    trainer = object.__new__(entry.trainer)  # only its composition is wanted, which reads nothing but `args`
-    trainer.args = args
-    objective = trainer.build_objective()
-    _refuse_other_streams(recipe, args, objective.streams)
+    objective = bare_trainer(recipe, args).build_objective()
+    _refuse_other_streams(recipe, args, streams_of(objective.streams))
+    if recipe.data.alternates is not None and "forget.alternate" not in objective.streams:
+        raise RecipeError(
+            f"{shown_source(recipe.source)}: data.alternates asks for alternate answers, which the method "
+            f"{recipe.method} does not read; leave it out, or set training.preference: alternates"
+        )
     return objective
+
+
+def streams_read(recipe: Recipe, args: Any) -> tuple[str, ...]:
+    """The streams that the method reads.
+
+    Raises:
+        RecipeError: as `objective_of`.
+    """
+    return streams_of(objective_of(recipe, args).streams)
 
 
 def _refuse_other_streams(recipe: Recipe, args: Any, read: tuple[str, ...]) -> None:
@@ -114,7 +133,7 @@ def _refuse_other_streams(recipe: Recipe, args: Any, read: tuple[str, ...]) -> N
     if recipe.model.create is not None:
         useful |= set(recipe.model.create.tokenizer_streams or ())
     if args.retain == "none" or args.retain_weight == 0:
-        useful.add("retain")  # switched off by one setting, so that it can be switched on again
+        useful |= {"retain", *args.retain_streams}  # switched off, so that it can be switched on again
     for name in given:
         if name not in useful:
             raise RecipeError(
@@ -123,7 +142,7 @@ def _refuse_other_streams(recipe: Recipe, args: Any, read: tuple[str, ...]) -> N
             )
     for name in read:
         if name not in given:
-            way_out = ", or set training.retain: none" if name == "retain" else ""
+            way_out = ", or set training.retain: none" if name in args.retain_streams else ""
             raise RecipeError(
                 f"{source}: the method {recipe.method} reads the stream {name!r}; give data.{name}{way_out}"
             )
@@ -143,7 +162,7 @@ def load_streams(recipe: Recipe, read: tuple[str, ...], note: Note | None = None
     Raises:
         DataError: a missing file, an empty set, a wrong column, a row without an answer, sets that overlap.
     """
-    from unlearnkit.data.overlap import refuse_overlap
+    from unlearnkit.data.overlap import refuse_contradictions
     from unlearnkit.data.streams import load_stream
 
     data, streams = recipe.data, {}
@@ -154,10 +173,8 @@ def load_streams(recipe: Recipe, read: tuple[str, ...], note: Note | None = None
             if note is None:
                 raise
             note(str(error))
-    if "forget" in read and "forget" in streams and not data.allow_overlap:
-        for name in read:
-            if name != "forget" and name in streams:
-                refuse_overlap(streams["forget"], streams[name], retain_name=name)
+    if not data.allow_overlap:
+        refuse_contradictions({name: streams[name] for name in read if name in streams})
     return streams
 
 
@@ -176,7 +193,7 @@ def tokenizer_texts(recipe: Recipe, streams: Mapping[str, Any]) -> list[str]:
 
 def _texts_of(row: Mapping[str, Any]) -> list[str]:
     out: list[str] = []
-    for key in ("prompt", "completion", "text", "messages"):
+    for key in ("prompt", "completion", "text", "messages", "chosen", "rejected"):
         value = row.get(key)
         if isinstance(value, str):
             out.append(value)

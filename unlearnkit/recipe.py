@@ -90,9 +90,27 @@ class TemplateSpec:
 
 
 @dataclass(frozen=True)
+class AlternatesSpec:
+    """Alternate answers for the forget set, drawn from the target model before it is trained.
+
+    `prompt` is what a model that follows instructions is asked, with {prompt} and {answer} in it; "instruct"
+    stands for the text that ships; null asks the question itself. Of the `per_prompt` answers of a row those
+    that are empty, repeated or the true answer are left out.
+    """
+
+    per_prompt: int = field(default=5, metadata={"least": 1})
+    temperature: float = field(default=1.0, metadata={"least": 0})
+    top_p: float = field(default=1.0, metadata={"least": 0})
+    prompt: str | None = None
+    max_new_tokens: int = field(default=64, metadata={"least": 1})
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """The streams by name (each a list of sources, concatenated), and how they become examples.
 
+    `alternates`: the target model writes alternate answers to the forget set before it is trained.
     `max_length` is in tokens. `root` (a folder, a hub id, `fictional`) serves streams that have only a name.
     """
 
@@ -100,6 +118,7 @@ class DataSpec:
     root: str | None = None
     mix: MixSpec = field(default_factory=MixSpec)
     template: TemplateSpec = field(default_factory=TemplateSpec)
+    alternates: AlternatesSpec | None = None
     max_length: int = field(default=512, metadata={"least": 2})
     truncate: bool = False
     allow_overlap: bool = False

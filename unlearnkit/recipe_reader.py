@@ -236,10 +236,13 @@ def _mix(reader: Reader, value: Any, streams: list[str], unset: list[str]) -> Mi
 
 
 def _default_anchor(streams: list[str], mix: Mapping[str, Any]) -> str | None:
-    """`forget`; without such a stream, the only one there is, or none when weights say how to mix."""
-    if len(streams) == 1 and "forget" not in streams:
+    """`forget`; without such a stream, the only one there is or `pairs`, or none when weights say how to
+    mix."""
+    if "forget" in streams:
+        return "forget"
+    if len(streams) == 1:
         return streams[0]
-    return None if "forget" not in streams and mix.get("weights") else "forget"
+    return None if mix.get("weights") else "pairs" if "pairs" in streams else "forget"
 
 
 def _create_streams(reader: Reader, names: list[str] | None, data: DataSpec) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from typing import Any
 import yaml
 
 from unlearnkit import shipped
-from unlearnkit.errors import ModelError, UserError
+from unlearnkit.errors import ModelError, RecipeError, UserError
 from unlearnkit.files import fingerprint, read_json, write_atomic, write_json
-from unlearnkit.recipe import CHOOSING, Recipe
+from unlearnkit.recipe import CHOOSING, Recipe, load_recipe
+from unlearnkit.yamlfile import parse_yaml
 
 _FORMAT = 1
 
@@ -44,6 +46,11 @@ class RunDir:
     def log(self) -> Path:
         """One JSON object a logged step."""
         return self.root / "log.jsonl"
+
+    @property
+    def alternates(self) -> Path:
+        """Alternate answers that the target model wrote."""
+        return self.root / "alternates.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -117,8 +124,35 @@ def run_dir(recipe: Recipe, overrides: tuple[str, ...] = (), name: str | None = 
         return RunDir(Path(recipe.output))
     slug = (name or recipe.name).replace("/", "-")
     if name is None and overrides:
-        slug += f"-{fingerprint(sorted(overrides))[:6]}"
+        slug += f"-{fingerprint(sorted(map(_spelt, overrides)))[:6]}"
     return RunDir(runs_folder() / slug)
+
+
+def _spelt(override: str) -> str:
+    """An override whose value is written in one way only: 1e-3 and 0.001 are one setting."""
+    key, _, text = override.partition("=")
+    value = parse_yaml(text, f"override {override!r}", numbered=False).values.get("")
+    return f"{key.strip()}={json.dumps(value, sort_keys=True, default=str)}"
+
+
+def own_settings(name: str | Path, overrides: Sequence[str]) -> tuple[str, ...]:
+    """The overrides that make a run another one than the recipe's own; they name its folder.
+
+    What the recipe says already (`seed=0` where the seed is 0) is left out, and so is where the data lie.
+    """
+    kept, whole = list(overrides), load_recipe(name, overrides, check_training=False)
+    for override in overrides:
+        fewer = list(kept)
+        fewer.remove(override)
+        with contextlib.suppress(RecipeError):
+            if load_recipe(name, fewer, check_training=False) == whole:
+                kept = fewer
+    return tuple(o for o in kept if not is_place(o))
+
+
+def is_place(override: str) -> bool:
+    """Whether an override says where the data of a whole benchmark lie."""
+    return override.startswith("data.root=")
 
 
 def resolve_path(path: str | None) -> str | None:
@@ -161,6 +195,8 @@ def claim(run: RunDir, recipe: Recipe, inputs: dict[str, Any]) -> dict[str, Any]
         changed = sorted(k for k in {*identity, *old} if identity.get(k) != old.get(k))
         if not changed:
             if not run.recipe.exists() or run.recipe.read_text(encoding="utf-8") != recipe.to_yaml():
+                if manifest.get("status") == "complete":  # until what is measured now has been measured
+                    manifest = run.update_manifest(status="trained")
                 write_atomic(run.recipe, recipe.to_yaml())
             return manifest
         if run.model.exists() or any(run.checkpoints.glob("checkpoint-*")):

@@ -29,6 +29,7 @@ COLUMNS = {
     **dict.fromkeys(["real_authors", "world_facts"], OPTIONS),
     **dict.fromkeys(["real_authors_perturbed", "world_facts_perturbed"], FACT),
     "idontknow": ["text"],
+    "pairs": ["prompt", "chosen", "rejected"],
 }
 
 small_specs = st.builds(
@@ -47,7 +48,9 @@ def questions(split: str, spec: FictionalSpec | None = None) -> list[str]:
 def test_content_is_pinned() -> None:
     """Results quoted for this benchmark hold for this content only: a change here needs new results."""
     content = {split: rows(split) for split in splits()}
+    pairs = content.pop("pairs")
     assert fingerprint(content) == "591727e99903991c"
+    assert fingerprint(pairs) == "f1ef1181d2f78c51"
 
 
 def test_content_does_not_depend_on_the_process() -> None:
@@ -85,6 +88,7 @@ def test_sizes() -> None:
         "retain_perturbed": 80,
         **{f"{name}{end}": 40 for name in ("real_authors", "world_facts") for end in ("", "_perturbed")},
         "idontknow": 50,
+        "pairs": 800,
     }
 
 
@@ -139,6 +143,25 @@ def test_perturbed_answers_are_wrong(spec: FictionalSpec) -> None:
         assert row["paraphrased_question"] != row["question"]
         assert any(fact.lower() in row["paraphrased_answer"].lower() for fact in facts)
         assert not [fact for fact in facts for sentence in sentences if fact.lower() in sentence.lower()]
+
+
+@settings(max_examples=10, deadline=None)
+@given(small_specs)
+def test_pairs_prefer_the_true_answer_to_a_perturbed_one(spec: FictionalSpec) -> None:
+    pairs = rows("pairs", spec)
+    true = [{"question": row["prompt"], "answer": row["chosen"]} for row in pairs]
+    assert true == rows("full", spec)
+    wrong = [row["perturbed_answer"] for row in rows("forget10_perturbed", spec)]
+    rejected = [row["rejected"] for row in pairs[-len(wrong) :]]
+    assert all(answer in answers for answer, answers in zip(rejected, wrong, strict=True))
+
+
+def test_every_place_among_the_perturbed_answers_is_rejected_alike() -> None:
+    """80 draws of 5: each place 16 times, give or take three standard deviations of 3.6."""
+    wrong = [row["perturbed_answer"] for row in rows("forget10_perturbed")]
+    rejected = [row["rejected"] for row in rows("pairs")[-len(wrong) :]]
+    places = [answers.index(answer) for answer, answers in zip(rejected, wrong, strict=True)]
+    assert all(5 <= places.count(place) <= 27 for place in range(5))
 
 
 @settings(max_examples=10, deadline=None)

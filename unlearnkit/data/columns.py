@@ -1,8 +1,12 @@
-"""Any table -> the same columns: an `example_id` and one of three shapes, every row checked.
+"""Any table -> the same columns: an `example_id` and one of four shapes, every row checked.
 
-The shapes have TRL's names: `prompt` + `completion`, `messages`, or `text`. Both `prompt` and `completion`
-may be strings or lists of chat messages. TOFU's `question` / `answer` become `prompt` / `completion`. The
-evaluation columns `paraphrased_answer`, `perturbed_answer` and `paraphrased_question` stay.
+The shapes have TRL's names: `prompt` + `completion`, `messages`, `prompt` + `chosen` + `rejected`, or `text`.
+Each of `prompt`, `completion`, `chosen` and `rejected` may be text or a list of chat messages. TOFU's
+`question` / `answer` become `prompt` / `completion`. The evaluation columns `paraphrased_answer`,
+`perturbed_answer` and `paraphrased_question` stay, and so does `alternate_answer`.
+
+Where `chosen` and `rejected` stand beside a completion or messages, they stay as they are, so that one table
+serves both uses; `data/pairs.py` checks them where they are read as pairs.
 """
 
 from __future__ import annotations
@@ -10,9 +14,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from unlearnkit.data.cells import filled, is_empty, is_well_formed, listed_rows
+from unlearnkit.data.pairs import SIDES, as_pairs
 from unlearnkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,8 +28,11 @@ if TYPE_CHECKING:
 EVALUATION_COLUMNS = ("paraphrased_answer", "perturbed_answer", "paraphrased_question")
 #: Other names for the canonical columns, looked for when no column map is given.
 ALIASES = {"question": "prompt", "answer": "completion"}
-_SHAPES = (("prompt", "completion"), ("messages",), ("text",))
-_CANONICAL = ("prompt", "completion", "messages", "text", "example_id", *EVALUATION_COLUMNS)
+#: The column of answers to train on in place of a row's own.
+ALTERNATES = "alternate_answer"
+_SHAPES = (("prompt", "completion"), ("messages",), SIDES, ("text",))
+_EXTRA = (*EVALUATION_COLUMNS, ALTERNATES)
+_CANONICAL = ("prompt", "completion", "messages", "text", *SIDES, "example_id", *_EXTRA)
 
 
 def canonical(
@@ -45,36 +54,42 @@ def canonical(
     if shape is None:
         raise DataError(
             f"{where} has the columns {', '.join(raw.column_names)}; it needs prompt and completion (or "
-            "question and answer), messages, or text; name yours with "
+            "question and answer), messages, text, or prompt with chosen and rejected; name yours with "
             "`columns: {prompt: ..., completion: ...}` beside its path"
         )
-    extra = [c for c in EVALUATION_COLUMNS if c in table.column_names]
+    if shape == SIDES:
+        return with_ids(_checked_pairs(table, where))
+    both = all(side in table.column_names for side in SIDES) and shape != ("text",)
+    extra = [c for c in (*_EXTRA, *(SIDES if both else ())) if c in table.column_names]
     own_id = ["example_id"] if "example_id" in table.column_names else []
     table = table.select_columns([*own_id, *shape, *extra])
     for column in shape:
         shown = columns.get(column, column if column in raw.column_names else _alias(column))
         table = _as_text(table, column)
         values = list(table[column])
-        if column != "text" and (wrong := [i for i, v in enumerate(values) if not _is_well_formed(v)]):
+        if column != "text" and (wrong := [i for i, v in enumerate(values) if not is_well_formed(v)]):
             raise DataError(
                 f"{where}: {len(wrong)} row(s) whose {shown} is neither text nor a list of messages "
-                f"({_rows(wrong)}); put text in quotes, and give each message a role and a content"
+                f"({listed_rows(wrong)}); put text in quotes, and give each message a role and a content"
             )
-        if empty := [i for i, v in enumerate(values) if _is_empty(v)]:
+        if empty := [i for i, v in enumerate(values) if is_empty(v)]:
             raise DataError(
-                f"{where}: {len(empty)} row(s) have an empty {shown} ({_rows(empty)}); "
+                f"{where}: {len(empty)} row(s) have an empty {shown} ({listed_rows(empty)}); "
                 "fill them in or remove them"
             )
     return with_ids(table)
 
 
+def _checked_pairs(table: Dataset, where: str) -> Dataset:
+    kept = [c for c in ("example_id", "prompt", *SIDES, *_EXTRA) if c in table.column_names]
+    table = table.select_columns(kept)
+    for column in ("prompt", *SIDES):
+        table = _as_text(table, column) if column in kept else table
+    return as_pairs(table, where)
+
+
 def _alias(column: str) -> str:
     return next((alias for alias, name in ALIASES.items() if name == column), column)
-
-
-def _rows(numbers: Sequence[int]) -> str:
-    listed = ", ".join(str(i) for i in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
-    return f"row {listed}, counted from 0"
 
 
 def _renamed(raw: Dataset, columns: Mapping[str, str], where: str) -> Dataset:
@@ -114,33 +129,16 @@ def _as_text(table: Dataset, column: str) -> Dataset:
     return table
 
 
-def _is_well_formed(value: Any) -> bool:
-    """Text, messages with a role and a content, or nothing at all."""
-    if value is None or isinstance(value, str):
-        return True
-    return isinstance(value, list) and all(isinstance(m, dict) and m.get("role") for m in value)
-
-
-def _is_empty(value: Any) -> bool:
-    if value is None:
-        return True
-    if isinstance(value, str):
-        return not value.strip()
-    return len(value) == 0 or not str(value[-1].get("content") or "").strip()
-
-
 def content_id(row: Mapping[str, Any]) -> str:
-    """12 hexadecimal digits that name an example by its prompt and answer (or text), wherever it stands."""
-    content = [_filled(row.get(c)) for c in ("prompt", "completion", "messages", "text")]
+    """12 hexadecimal digits that name an example by its prompt and answer (or text), wherever it stands.
+
+    Both sides of a pair count where there is no other answer.
+    """
+    content = [filled(row.get(c)) for c in ("prompt", "completion", "messages", "text")]
+    if all(value is None for value in content[1:]):
+        content += [filled(row.get(side)) for side in SIDES]
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-
-
-def _filled(value: Any) -> Any:
-    """Messages without the keys that are null, which depend on the other rows of a table."""
-    if not isinstance(value, list):
-        return value
-    return [{k: v for k, v in message.items() if v is not None} for message in value]
 
 
 def with_ids(table: Dataset) -> Dataset:

@@ -1,25 +1,22 @@
 """Rows -> `input_ids` and `labels`: the only place where text becomes tokens.
 
-A prompt is written through the tokenizer's chat template or between plain tags. Labels are -100 on the prompt
-and equal to `input_ids` on the answer and on one EOS. Labels are not shifted here (see
-`training/logprobs.py`).
+Labels are -100 on the prompt and equal to `input_ids` on the answer and on one EOS. They are not shifted here
+(see `training/logprobs.py`). How a prompt and an answer are written as one text is said in
+`data/template.py`.
 """
 
 from __future__ import annotations
 
-import datetime
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-from unlearnkit.errors import DataError, ModelError
+from unlearnkit.data.cells import listed_rows
+from unlearnkit.data.template import Template as Template
+from unlearnkit.errors import DataError
 from unlearnkit.files import fingerprint
-from unlearnkit.recipe import TemplateSpec
 
 IGNORE = -100
-#: How chat templates ask for today's date.
-_TODAY = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<form>.*?)(?P=quote)\s*\)")
 
 
 class TokenRow(TypedDict):
@@ -28,105 +25,6 @@ class TokenRow(TypedDict):
     example_id: str
     input_ids: list[int]
     labels: list[int]
-
-
-@dataclass(frozen=True)
-class Template:
-    """How a prompt and an answer are written as one text.
-
-    Build it with `Template.for_tokenizer`, which settles `auto`.
-    """
-
-    spec: TemplateSpec
-    chat: bool
-
-    @classmethod
-    def for_tokenizer(cls, tokenizer: Any, spec: TemplateSpec | None = None) -> Template:
-        """Settle `auto` for this tokenizer.
-
-        Raises:
-            ModelError: `kind: chat` for a tokenizer without a chat template, or a tokenizer without EOS.
-        """
-        spec = spec or TemplateSpec()
-        has_template = bool(getattr(tokenizer, "chat_template", None))
-        if tokenizer.eos_token_id is None:
-            raise ModelError(
-                "the tokenizer has no EOS token, so no answer could end; set tokenizer.eos_token"
-            )
-        if spec.kind == "chat" and not has_template:
-            raise ModelError(
-                "data.template.kind is chat, but the tokenizer has no chat template; use plain, or a chat "
-                "model"
-            )
-        return cls(spec, chat=has_template if spec.kind == "auto" else spec.kind == "chat")
-
-    def texts(self, tokenizer: Any, prompt: Any, answer: Any) -> tuple[str, str]:
-        """(prompt text, answer text); the model generates after exactly the first one."""
-        return self._chat(tokenizer, prompt, answer) if self.chat else self._plain(prompt, answer)
-
-    def _plain(self, prompt: Any, answer: Any) -> tuple[str, str]:
-        s = self.spec
-        system = f"{s.system}\n" if s.system else ""
-        turns = _as_messages(prompt, "user")
-        if system and turns[0]["role"] == "system":
-            system = ""  # a row's own system message comes first, as it does in a chat template
-        before = system + "".join(self._turn(m) for m in turns) + s.answer_start
-        # A tokenizer joins the space before a word to that word, so the space belongs to the answer.
-        stripped = before.rstrip(" ")
-        return stripped, before[len(stripped) :] + _content(answer) + s.answer_end
-
-    def _turn(self, message: Mapping[str, str]) -> str:
-        """One earlier message between the plain tags."""
-        s, content = self.spec, message["content"]
-        if message["role"] == "system":
-            return f"{content}\n"
-        if message["role"] == "assistant":
-            return f"{s.answer_start}{content}{s.answer_end}\n"
-        return f"{s.question_start}{content}{s.question_end}"
-
-    def _chat(self, tokenizer: Any, prompt: Any, answer: Any) -> tuple[str, str]:
-        messages = _as_messages(prompt, "user")
-        if self.spec.system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.spec.system}, *messages]
-        options = dict(self.spec.chat_template_kwargs)
-        options["chat_template"] = _with_fixed_date(tokenizer.get_chat_template(options.get("chat_template")))
-        before = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **options
-        )
-        whole = tokenizer.apply_chat_template(
-            [*messages, {"role": "assistant", "content": _content(answer)}], tokenize=False, **options
-        )
-        if whole.startswith(before):
-            return before, whole[len(before) :]
-        # Templates that write the generation prompt otherwise than the turn itself (thinking models): keep
-        # the prompt that generation will see.
-        return before, _content(answer) + tokenizer.eos_token
-
-    @property
-    def fingerprint(self) -> str:
-        """A name for everything in the template that can change a token."""
-        return fingerprint(self.chat, vars(self.spec))
-
-
-def _with_fixed_date(template: str) -> str:
-    """A chat template that tells a fixed date in place of today's: the one Llama 3 tells without a clock.
-
-    Else a model would be asked something else every day. `date_string` in `chat_template_kwargs` sets another
-    one where the template reads it.
-    """
-    date = datetime.date(2024, 7, 26)
-    return _TODAY.sub(lambda call: repr(date.strftime(call["form"])), template)
-
-
-def _as_messages(prompt: Any, role: str) -> list[dict[str, str]]:
-    if isinstance(prompt, str):
-        return [{"role": role, "content": prompt}]
-    # A table gives every message the keys of all others, null where a message has none.
-    return [{k: v for k, v in m.items() if v is not None} for m in prompt]
-
-
-def _content(answer: Any) -> str:
-    return answer if isinstance(answer, str) else str(answer[-1]["content"])
 
 
 @dataclass
@@ -215,6 +113,25 @@ def prompt_and_answer(row: Mapping[str, Any]) -> tuple[Any, Any]:
     return row["prompt"], row["completion"]
 
 
+def with_answer(row: Mapping[str, Any], answer: Any) -> dict[str, Any]:
+    """The same question under the same `example_id` with another answer, as `prompt` and `completion`.
+
+    Args:
+        row: a canonical row of any shape with a prompt.
+        answer: text, or messages of which the last is the answer.
+
+    Raises:
+        DataError: a `text` row, which asks nothing.
+    """
+    if not row.get("messages") and row.get("prompt") is None:
+        raise DataError(
+            f"example {row['example_id']} is a text without a prompt, so it cannot get another answer; give "
+            "its stream prompt and completion, or messages"
+        )
+    prompt = row["messages"][:-1] if row.get("messages") else row["prompt"]
+    return {"example_id": row["example_id"], "prompt": prompt, "completion": answer}
+
+
 def tokenize_stream(
     rows: Iterable[Mapping[str, Any]],
     tokenizer: Any,
@@ -260,20 +177,48 @@ def tokenize_stream(
                 labels=[IGNORE] * len(prompt_ids) + answer_ids,
             )
         )
-    _refuse_long(too_long, max_length, name)
+    _refuse_long(too_long, max_length, name, truncate)
     if not out.rows:
         raise DataError(f"data.{name} has no rows; give it at least one example")
     out.lengths = [len(r["input_ids"]) for r in out.rows]
     return out
 
 
-def _refuse_long(too_long: list[tuple[int, int]], max_length: int, name: str) -> None:
+def _refuse_long(too_long: list[tuple[int, int]], max_length: int, name: str, truncate: bool) -> None:
     if too_long:
         listed = ", ".join(f"row {n} has {length} tokens" for n, length in too_long[:3])
         longest = max(length for _, length in too_long)
+        also = ", or data.truncate: true to cut the answers"
+        if truncate:
+            also = "; cutting would leave nothing of their answers, and prompts are not cut"
         raise DataError(
             f"data.{name}: {len(too_long)} example(s) do not fit data.max_length={max_length} ({listed}); "
-            f"set data.max_length to {longest} or more, or data.truncate: true to cut the answers"
+            f"set data.max_length to {longest} or more{also}"
+        )
+
+
+def refuse_equal_pairs(chosen: Tokenized, rejected: Tokenized, name: str, max_length: int) -> None:
+    """Refuse preference pairs whose two sides are the same tokens, as they are where cutting removed the
+    difference.
+
+    Args:
+        chosen: rows aligned with those of `rejected`.
+        name: the stream's name, for messages.
+        max_length: the bound at which rows were cut.
+
+    Raises:
+        DataError: names the first pairs by number.
+    """
+    sides = enumerate(zip(chosen.rows, rejected.rows, strict=True))
+    same = [(n, len(one["input_ids"])) for n, (one, other) in sides if one["input_ids"] == other["input_ids"]]
+    if same:
+        cut = any(length >= max_length for _, length in same)
+        remedy = f"data.max_length={max_length} cuts off where they differ, so raise it" if cut else (
+            "they differ only in what the template or the tokenizer drops, so write another answer"
+        )  # fmt: skip
+        raise DataError(
+            f"data.{name}: {len(same)} pair(s) have a chosen and a rejected answer of the same tokens "
+            f"({listed_rows([n for n, _ in same])}); {remedy}, or remove the pair(s)"
         )
 
 

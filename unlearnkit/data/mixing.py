@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unlearnkit.data.parts import StreamRows
 from unlearnkit.errors import RecipeError
 from unlearnkit.recipe import MixSpec
 
@@ -123,6 +124,15 @@ class _Weighted:
         raise IndexError(index)
 
 
+def anchor_of(asked: str | None, streams: Sequence[str]) -> str:
+    """The stream whose rows an epoch goes through: as asked, else "forget", "pairs", or the first one."""
+    if len(streams) == 1:
+        return streams[0]
+    if asked not in (None, "forget"):
+        return str(asked)
+    return next((name for name in ("forget", "pairs") if name in streams), streams[0])
+
+
 def _plan(sizes: Mapping[str, int], spec: MixSpec, seed: int) -> _Anchored | _Weighted:
     unknown = [s for s in [*spec.ratios, *(spec.weights or {})] if s not in sizes]
     if unknown:
@@ -145,8 +155,7 @@ def _plan(sizes: Mapping[str, int], spec: MixSpec, seed: int) -> _Anchored | _We
             )
         shares = {s: w / total for s, w in weights.items() if w > 0}
         return _Weighted(sizes, shares, spec.epoch_size or sum(sizes.values()), spec.epoch_policy, seed)
-    first = next(iter(sizes))
-    anchor = first if len(sizes) == 1 else spec.anchor or first
+    anchor = anchor_of(spec.anchor, tuple(sizes))
     if anchor not in sizes:
         raise RecipeError(f"data.mix.anchor is {anchor!r}; the streams are {', '.join(sizes)}")
     if any(r <= 0 for r in spec.ratios.values()):
@@ -167,19 +176,24 @@ class StreamMix:
     are met before one comes twice; "restart" shuffles them anew each epoch; "fixed" gives every item the same
     partners always.
 
+    A stream may give several parts (see `data/parts.py`): an item has a key for each part.
+
     Index n of `mix[n]` is `epoch * len(mix) + i`: the epoch travels inside the index, so workers need no
     state. Index -1 is an empty item, which samplers use to fill up the last global batch.
 
     Args:
-        streams: name -> sequence of rows.
+        streams: name -> its rows: a sequence, or StreamRows.
         spec: the recipe's `data.mix`.
         seed: with the index and the epoch it decides every pairing.
     """
 
     def __init__(
-        self, streams: Mapping[str, Sequence[Any]], spec: MixSpec | None = None, *, seed: int = 0
+        self, streams: Mapping[str, Sequence[Any] | StreamRows], spec: MixSpec | None = None, *, seed: int = 0
     ) -> None:
-        self.streams = dict(streams)
+        self.streams = {
+            name: rows if isinstance(rows, StreamRows) else StreamRows({name: rows})
+            for name, rows in streams.items()
+        }
         self.seed = seed
         self._plan = _plan({s: len(rows) for s, rows in self.streams.items()}, spec or MixSpec(), seed)
 
@@ -194,14 +208,18 @@ class StreamMix:
         if n < 0:
             return {}
         epoch, index = divmod(n, len(self))
-        return {
-            stream: [self.streams[stream][r] for r in rows]
-            for stream, rows in self.rows(index, epoch).items()
-        }
+        item: Item = {}
+        for stream, numbers in self.rows(index, epoch).items():
+            rows = self.streams[stream]
+            item |= {part: [] for part in rows.parts}
+            for number in numbers:
+                for part, row in rows.at(number, epoch).items():
+                    item[part].append(row)
+        return item
 
     def lengths(self, epoch: int) -> NDArray[np.int64]:
         """The longest row (tokens) of each item in `epoch`, for grouping by length."""
-        sizes = {s: np.asarray([len(r["input_ids"]) for r in rows]) for s, rows in self.streams.items()}
+        sizes = {s: rows.lengths(epoch) for s, rows in self.streams.items()}
         return np.asarray(
             [
                 max((int(sizes[s][r]) for s, rows in self.rows(i, epoch).items() for r in rows), default=0)

@@ -1,12 +1,14 @@
-"""The forget and retain sets must not contradict each other."""
+"""What must go and what must stay must not contradict each other."""
 
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from unlearnkit.data.cells import answer_text, levelled
+from unlearnkit.data.formats import prompt_and_answer
+from unlearnkit.data.pairs import as_pairs
 from unlearnkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,7 +25,24 @@ def _key(row: Mapping[str, Any]) -> str:
         if isinstance(asked, str)
         else json.dumps([(m["role"], m["content"]) for m in asked or ()], ensure_ascii=False)
     )
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return levelled(text)
+
+
+def refuse_contradictions(streams: Mapping[str, Dataset]) -> None:
+    """Raise if one stream pushes away what another keeps: forget examples, and rejected answers of pairs.
+
+    Args:
+        streams: canonical rows of everything that is read.
+
+    Raises:
+        DataError: names the rows and the setting that allows it.
+    """
+    kept = {name: data for name, data in streams.items() if name not in ("forget", "pairs")}
+    for name, data in kept.items():
+        if "forget" in streams:
+            refuse_overlap(streams["forget"], data, retain_name=name)
+        if "pairs" in streams:
+            refuse_kept_rejections(streams["pairs"], data, retain_name=name)
 
 
 def overlapping_rows(forget: Dataset, retain: Dataset) -> list[tuple[int, int]]:
@@ -45,4 +64,32 @@ def refuse_overlap(forget: Dataset, retain: Dataset, *, retain_name: str = "reta
         raise DataError(
             f"{len(pairs)} example(s) are in the forget set and in the {retain_name} set ({listed}{more}, "
             "counted from 0); remove them from one side, or set data.allow_overlap: true"
+        )
+
+
+def refuse_kept_rejections(pairs: Dataset, retain: Dataset, *, retain_name: str = "retain") -> None:
+    """Raise if a pair rejects what the retain set answers to the same prompt.
+
+    Pairs may ask what the forget set asks: rejecting a forgotten answer is what they are for.
+
+    Args:
+        pairs: has prompt, chosen and rejected.
+        retain: canonical rows of any shape; texts answer nothing.
+
+    Raises:
+        DataError: names the first rows of both sides and the setting that allows it.
+    """
+    if "text" in retain.column_names:
+        return
+    kept: dict[tuple[str, str], int] = {}
+    for number, row in enumerate(retain):
+        answer = row["chosen"] if row.get("chosen") is not None else prompt_and_answer(row)[1]
+        kept.setdefault((_key(row), levelled(answer_text(answer))), number)
+    rejected = [(_key(row), levelled(answer_text(row["rejected"]))) for row in as_pairs(pairs, "data.pairs")]
+    if both := [(number, kept[key]) for number, key in enumerate(rejected) if key in kept]:
+        listed = ", ".join(f"pairs row {p} = {retain_name} row {r}" for p, r in both[:5])
+        more = f" and {len(both) - 5} more" if len(both) > 5 else ""
+        raise DataError(
+            f"{len(both)} pair(s) reject the answer that the {retain_name} set gives to the same prompt "
+            f"({listed}{more}, counted from 0); remove them from one side, or set data.allow_overlap: true"
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnkit.data.columns import canonical, with_ids
+from unlearnkit.data.pairs import SIDES
 from unlearnkit.errors import DataError, UnreachableError, UserError
 from unlearnkit.recipe import StreamSpec
 
@@ -53,7 +54,7 @@ def load_stream(
     if len(tables) == 1:
         return tables[0]
     shared = [c for c in tables[0].column_names if all(c in t.column_names for t in tables)]
-    if not {"completion", "messages", "text"} & set(shared):
+    if not {"completion", "messages", "text"} & set(shared) and not {"prompt", *SIDES} <= set(shared):
         shapes = "; ".join(", ".join(c for c in t.column_names if c != "example_id") for t in tables)
         raise DataError(
             f"{name}: its sources have different columns ({shapes}); bring them into one shape with `columns`"
@@ -141,7 +142,7 @@ def _local(source: StreamSpec, root: str | None, name: str) -> Path | None:
     existing = [b.expanduser() for b in bases if b.expanduser().exists()]
     if not existing:
         if source.path and (Path(source.path).suffix in _BUILDERS or source.path.startswith((".", "/", "~"))):
-            raise DataError(f"{name}.path: {source.path} does not exist; {_nearby(Path(source.path))}")
+            raise DataError(f"{name}.path: {source.path} does not exist; {nearby(Path(source.path))}")
         if root is not None and root.startswith((".", "/", "~")) and not source.path:
             raise DataError(f"data.root: the folder {root} does not exist; check the path")
         return None
@@ -163,10 +164,10 @@ def _local(source: StreamSpec, root: str | None, name: str) -> Path | None:
     ]:
         if candidate.exists():
             return Path(candidate)
-    raise DataError(f"{name}: {base} has no file for {source.name!r}; {_nearby(base / source.name)}")
+    raise DataError(f"{name}: {base} has no file for {source.name!r}; {nearby(base / source.name)}")
 
 
-def _nearby(path: Path) -> str:
+def nearby(path: Path) -> str:
     """What the folder holds instead, nearest names first."""
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist either"

@@ -40,6 +40,10 @@ class UnlearnConfig(TrainingArguments):  # type: ignore[misc]
     retain: str = field(
         default="nll", metadata={"help": "Retain term: nll, kl (reference to policy), reverse_kl or none."}
     )
+    retain_streams: list[str] = field(
+        default_factory=lambda: ["retain"],
+        metadata={"help": "Streams that the retain term reads, each with the weight retain_weight."},
+    )
     retain_weight: float = field(default=1.0, metadata={"help": "Weight of the retain term."})
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the method's forget term."})
     reference: str = field(

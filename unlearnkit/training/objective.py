@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unlearnkit.data.collate import TokenBatch
 from unlearnkit.data.formats import IGNORE
-from unlearnkit.training import logprobs
+from unlearnkit.training import hidden, logprobs
 from unlearnkit.training.packing import packed_batch
 
 if TYPE_CHECKING:
@@ -28,19 +28,30 @@ Batch = Mapping[str, TokenBatch]
 
 
 class Needs(enum.Flag):
-    """What an objective asks of the reference model; the cheapest provider that can give it is used."""
+    """What an objective asks of the reference model; the cheapest provider that can give it is used.
+
+    HIDDEN_STATES is said of the policy: of it the term reads the hidden states of its `layers` and nothing
+    else, so that the forward pass may end there.
+    """
 
     NOTHING = 0
     REFERENCE_LOGPS = enum.auto()
     REFERENCE_LOGITS = enum.auto()
+    REFERENCE_HIDDEN_STATES = enum.auto()
+    HIDDEN_STATES = enum.auto()
 
 
 @dataclass
 class LossOutput:
-    """A loss (scalar, float32) and detached scalars to log, all shares of the global batch's value."""
+    """A loss (scalar, float32) and detached scalars to log, all shares of the global batch's value.
+
+    A metric belongs to the part before its slash ("retain/nll"); `owners` names it where that is no part
+    ("rewards/margins").
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -53,7 +64,8 @@ class Objective(Protocol):
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams that are read; others are not fed to the model."""
+        """The streams (or parts of streams, see `data/parts.py`) that are read; no other is fed to the
+        model."""
 
     def __call__(self, step: Step, batch: Batch) -> LossOutput:
         """Compute the loss on one micro-batch."""
@@ -95,6 +107,7 @@ class Step:
         counts: what to divide by (see module docstring).
         reference: the reference model's answers for this batch.
         unwrapped: the model without DDP or FSDP around it.
+        tap: the hidden states that terms ask for (`tap_of`).
     """
 
     def __init__(
@@ -105,12 +118,14 @@ class Step:
         reference: Reference | None = None,
         *,
         unwrapped: Any = None,
+        tap: hidden.Tap | None = None,
     ) -> None:
         self.model = model
         self.batch = batch
         self.counts = counts
         self._provider = reference
         self._unwrapped = unwrapped
+        self._tap = tap
 
     @cached_property
     def reference(self) -> BoundReference:
@@ -120,9 +135,19 @@ class Step:
         return BoundReference(self._provider, self.batch)
 
     @cached_property
-    def _policy(self) -> logprobs.TargetLogits:
+    def _outputs(self) -> hidden.Outputs:
         inputs = packed_batch(self.batch) or fuse(self.batch)
-        return logprobs.target_logits(self.model, inputs, unwrapped=self._unwrapped)
+        if self._tap is None:
+            return hidden.Outputs(
+                logprobs.target_logits(self.model, inputs, unwrapped=self._unwrapped), states={}
+            )
+        return hidden.forward(self.model, inputs, self._tap, unwrapped=self._unwrapped)
+
+    @property
+    def _policy(self) -> logprobs.TargetLogits:
+        if self._tap is not None and self._tap.truncate:
+            raise RuntimeError("a term asks for logits, but its `needs` say HIDDEN_STATES")
+        return self._outputs.logits
 
     def _by_stream(self, values: Tensor) -> dict[str, Tensor]:
         # A row that only keeps the processes in step (see `fuse`) has no targets, so the sizes always add up.
@@ -137,6 +162,17 @@ class Step:
     @cached_property
     def _logps(self) -> dict[str, Tensor]:
         return self._by_stream(logprobs.label_logps(self._policy.logits_NV, self._policy.targets_N))
+
+    @cached_property
+    def _states(self) -> dict[int, dict[str, Tensor]]:
+        return {layer: self._by_stream(h_MD) for layer, h_MD in self._outputs.states.items()}
+
+    def hidden_states(self, stream: str, layer: int) -> Tensor:
+        """Output of decoder layer `layer` at the answer's tokens themselves: [M, d] in the model's dtype.
+
+        The term must have HIDDEN_STATES among its `needs` and the layer among its `layers`.
+        """
+        return self._states[layer][stream]
 
     def logits(self, stream: str) -> Tensor:
         """The policy's logits at target positions: [N, V] in the model's dtype."""
@@ -198,6 +234,13 @@ class BoundReference:
         self._batch = batch
         self._logits: dict[str, Tensor] = {}
         self._logps: dict[str, Tensor] = {}
+        self._states: dict[tuple[str, int], Tensor] = {}
+
+    def hidden_states(self, stream: str, layer: int) -> Tensor:
+        """Hidden states as in `Step.hidden_states`: [M, d], without gradient."""
+        if (stream, layer) not in self._states:
+            self._states[stream, layer] = self._provider.hidden_states(self._batch[stream], layer)
+        return self._states[stream, layer]
 
     def logits(self, stream: str) -> Tensor:
         """Logits at target positions: [N, V], without gradient."""
@@ -242,11 +285,32 @@ class WeightedSum:
     def __call__(self, step: Step, batch: Batch) -> LossOutput:
         outputs = [(weight, term(step, batch)) for weight, term in self.terms]
         loss = torch.stack([weight * out.loss for weight, out in outputs]).sum()
-        return LossOutput(loss, {name: v for _, out in outputs for name, v in out.metrics.items()})
+        metrics: dict[str, Tensor] = {}
+        owners: dict[str, str] = {}
+        for _, out in outputs:
+            metrics |= out.metrics
+            owners |= out.owners
+        return LossOutput(loss, metrics, owners)
+
+
+def terms_of(objective: Objective) -> tuple[Objective, ...]:
+    """The terms that an objective is composed of, however deep; itself if it is one."""
+    if isinstance(objective, WeightedSum):
+        return tuple(one for _, term in objective.terms for one in terms_of(term))
+    return (objective,)
+
+
+def tap_of(objective: Objective) -> hidden.Tap | None:
+    """The hidden states that the terms ask for, and whether they ask for nothing else; None if for none."""
+    terms = terms_of(objective)
+    asking = [one for one in terms if Needs.HIDDEN_STATES in one.needs]
+    if not asking:
+        return None
+    layers: set[int] = {layer for one in asking for layer in one.layers}  # type: ignore[attr-defined]
+    return hidden.Tap(tuple(sorted(layers)), truncate=len(asking) == len(terms))
 
 
 def reference_streams(objective: Objective) -> tuple[str, ...]:
     """The streams whose terms need reference log-probs."""
-    if isinstance(objective, WeightedSum):
-        return tuple(dict.fromkeys(s for _, term in objective.terms for s in reference_streams(term)))
-    return objective.streams if Needs.REFERENCE_LOGPS in objective.needs else ()
+    reading = (one for one in terms_of(objective) if Needs.REFERENCE_LOGPS in one.needs)
+    return tuple(dict.fromkeys(stream for one in reading for stream in one.streams))

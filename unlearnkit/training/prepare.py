@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 from transformers import set_seed
 
 from unlearnkit.data.columns import canonical
-from unlearnkit.data.overlap import refuse_overlap
+from unlearnkit.data.mixing import StreamMix
+from unlearnkit.data.overlap import refuse_contradictions
 from unlearnkit.errors import DataError, ModelError, RecipeError
 from unlearnkit.models.load import load_tokenizer, quiet_peft
+from unlearnkit.recipe import MixSpec
 from unlearnkit.training import packing
+from unlearnkit.training.hidden import truncated_copy
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,11 +68,18 @@ def chosen_streams(
     for unused in given.keys() - set(streams):
         logger.warning("the stream %r is not read by this objective and is left out", unused)
     chosen = {s: canonical(given[s], where=f"the {s} set") for s in streams}
-    if "forget" in chosen and not allow_overlap:
-        for name, data in chosen.items():
-            if name != "forget":
-                refuse_overlap(chosen["forget"], data, retain_name=name)
+    if not allow_overlap:
+        refuse_contradictions(chosen)
     return chosen
+
+
+def planned_epochs(args: UnlearnConfig, streams: Mapping[str, Sized], mix: MixSpec | None) -> int:
+    """Passes over the anchor that a training makes, rounded up."""
+    if args.max_steps <= 0:
+        return max(1, math.ceil(args.num_train_epochs))
+    items = len(StreamMix({name: range(len(rows)) for name, rows in streams.items()}, mix, seed=args.seed))
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return max(1, math.ceil(int(args.max_steps * per_step) / items))
 
 
 def with_adapter(model: Any, peft_config: Any, args: UnlearnConfig) -> Any:
@@ -110,9 +121,14 @@ def _add_adapter(model: Any, peft_config: Any, seed: int) -> Any:
         ) from error
 
 
-def frozen_copy(model: Any, accelerator: Any) -> Any:
-    """A copy of `model` that is never trained, wrapped as the accelerator wants it."""
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+def frozen_copy(model: Any, accelerator: Any, *, layers: int | None = None) -> Any:
+    """A copy of `model` that is never trained, wrapped as the accelerator wants it.
+
+    Args:
+        layers: copy only that many layers, without the LM head; enough for hidden states.
+    """
+    frozen = copy.deepcopy(model) if layers is None else truncated_copy(model, layers)
+    frozen.eval().requires_grad_(False)
     if accelerator.distributed_type == "DEEPSPEED":
         from trl.models.utils import prepare_deepspeed
 

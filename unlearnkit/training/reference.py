@@ -2,7 +2,8 @@
 
 cached: per-token log-probs, computed once and kept on disk; costs nothing in memory or time while training.
 adapter_off: the LoRA adapter switched off; a second forward pass, no second model.
-frozen: a frozen copy; a second model in memory, for what only logits can give without an adapter.
+frozen: a frozen copy; a second model in memory, for what only logits can give without an adapter; if hidden
+states are all that is wanted, only the layers below them.
 All three give the same numbers.
 """
 
@@ -22,8 +23,8 @@ from unlearnkit.data.formats import TokenRow
 from unlearnkit.errors import RecipeError
 from unlearnkit.files import atomic_path, fingerprint
 from unlearnkit.models.load import gathered
-from unlearnkit.training import logprobs
-from unlearnkit.training.objective import Needs, fuse
+from unlearnkit.training import hidden, logprobs
+from unlearnkit.training.objective import Needs, Objective, fuse, tap_of
 
 #: The names that `training.reference` may take.
 PROVIDERS = ("auto", "cached", "adapter_off", "frozen")
@@ -40,6 +41,9 @@ class Reference(Protocol):
     def token_logps(self, batch: TokenBatch) -> Tensor:
         """Label log-probs at target positions: float32 [N]."""
 
+    def hidden_states(self, batch: TokenBatch, layer: int) -> Tensor:
+        """Output of a decoder layer at the answers' tokens: [M, d]."""
+
 
 def choose(setting: str, needs: Needs, *, has_fresh_adapter: bool) -> str:
     """The provider's name: "none", "cached", "adapter_off" or "frozen".
@@ -54,15 +58,20 @@ def choose(setting: str, needs: Needs, *, has_fresh_adapter: bool) -> str:
     """
     if setting not in PROVIDERS:
         raise RecipeError(f"training.reference is {setting!r}; use one of {', '.join(PROVIDERS)}")
-    if needs is Needs.NOTHING:
+    live = needs & (Needs.REFERENCE_LOGITS | Needs.REFERENCE_HIDDEN_STATES)
+    if not live and Needs.REFERENCE_LOGPS not in needs:
         return "none"
-    wants_logits = Needs.REFERENCE_LOGITS in needs
     if setting == "auto":
-        return "cached" if not wants_logits else "adapter_off" if has_fresh_adapter else "frozen"
-    if setting == "cached" and wants_logits:
+        return "cached" if not live else "adapter_off" if has_fresh_adapter else "frozen"
+    if setting == "cached" and live:
+        what = (
+            "logits (as training.retain: kl does)"
+            if Needs.REFERENCE_LOGITS in needs
+            else "hidden states (as training.retain: hidden does)"
+        )
         raise RecipeError(
-            "this objective needs reference logits (as training.retain: kl does), but training.reference: "
-            "cached stores log-probs only; use reference: auto or frozen, or retain: nll"
+            f"this objective needs reference {what}, but training.reference: cached stores log-probs only; "
+            "use reference: auto or frozen, or retain: nll"
         )
     if setting == "adapter_off" and not has_fresh_adapter:
         raise RecipeError(
@@ -72,12 +81,23 @@ def choose(setting: str, needs: Needs, *, has_fresh_adapter: bool) -> str:
     return setting
 
 
+def layers_needed(objective: Objective) -> int | None:
+    """How many of its first layers a frozen reference model needs; None: all, and the LM head."""
+    tap = tap_of(objective)
+    whole = Needs.REFERENCE_LOGITS | Needs.REFERENCE_LOGPS
+    return None if tap is None or objective.needs & whole else max(tap.layers) + 1
+
+
 class CachedLogps:
     """Log-probs that the collator put beside the tokens."""
 
     def logits(self, batch: TokenBatch) -> Tensor:
         """Not stored; `choose` never picks this provider for an objective that needs them."""
         raise RuntimeError("cached reference log-probs hold no logits")
+
+    def hidden_states(self, batch: TokenBatch, layer: int) -> Tensor:
+        """Not stored either."""
+        raise RuntimeError("cached reference log-probs hold no hidden states")
 
     def token_logps(self, batch: TokenBatch) -> Tensor:
         """float32 [N]; a batch without rows has none."""
@@ -91,6 +111,11 @@ class FrozenModel:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+
+    @torch.no_grad()
+    def hidden_states(self, batch: TokenBatch, layer: int) -> Tensor:
+        """[M, d]."""
+        return hidden.states(self.model, fuse({"": batch}), layer)
 
     @torch.no_grad()
     def logits(self, batch: TokenBatch) -> Tensor:
@@ -123,6 +148,12 @@ class AdapterOff:
                 yield
         finally:
             self.unwrapped.train(was_training)
+
+    @torch.no_grad()
+    def hidden_states(self, batch: TokenBatch, layer: int) -> Tensor:
+        """[M, d]."""
+        with self._switched_off():
+            return hidden.states(self.model, fuse({"": batch}), layer, unwrapped=self.unwrapped)
 
     @torch.no_grad()
     def logits(self, batch: TokenBatch) -> Tensor:

@@ -12,8 +12,8 @@ class StepMetrics:
     """Sums up every micro-batch's shares; a mean is taken over the steps in which a metric's stream had a
     target.
 
-    A metric belongs to the stream before its slash: "retain/nll" to "retain". In a weighted mixture a step
-    may hold no row of some stream; it must not count as a zero.
+    A metric belongs to the stream before its slash, "retain/nll" to "retain", if its term names no other. In
+    a weighted mixture a step may hold no row of some stream; it must not count as a zero.
 
     Args:
         streams: the streams of the run, in the order of the count tables.
@@ -28,6 +28,7 @@ class StepMetrics:
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
         self._steps_with: Tensor | None = None
+        self._owners: dict[str, str] = {}
 
     def begin_step(self, counts: Tensor) -> None:
         """A new optimizer step with the global count table [S, 2] of `objective.count_streams`."""
@@ -35,8 +36,9 @@ class StepMetrics:
         self._steps_with = has_target if self._steps_with is None else self._steps_with + has_target
         self._steps += 1
 
-    def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """One micro-batch's shares."""
+    def add(self, metrics: Mapping[str, Tensor], owners: Mapping[str, str] | None = None) -> None:
+        """One micro-batch's shares; `owners` as in LossOutput."""
+        self._owners.update(owners or {})
         for name, value in metrics.items():
             share = value.detach().float()
             self._sums[name] = self._sums[name] + share if name in self._sums else share
@@ -48,6 +50,7 @@ class StepMetrics:
         names = sorted(self._sums)
         sums = reduce(torch.stack([self._sums[name] for name in names])).tolist()
         steps = dict(zip(self.streams, self._steps_with.tolist(), strict=True))
-        divisors = [steps.get(name.partition("/")[0], self._steps) for name in names]
+        owners = [self._owners.get(name, name.partition("/")[0]) for name in names]
+        divisors = [steps.get(owner, self._steps) for owner in owners]
         self.clear()
         return {name: total / n for name, total, n in zip(names, sums, divisors, strict=True) if n > 0}

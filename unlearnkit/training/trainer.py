@@ -8,7 +8,7 @@ global batch, and the reference model is provided in its cheapest form.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from unlearnkit.data.collate import StreamCollator
 from unlearnkit.data.columns import canonical
 from unlearnkit.data.formats import Template, Tokenized, tokenize_stream
 from unlearnkit.data.mixing import EpochOrder, StreamMix
+from unlearnkit.data.parts import streams_of, tokenize_parts
 from unlearnkit.errors import ModelError
 from unlearnkit.models.load import load_model, model_fingerprint
 from unlearnkit.recipe import MixSpec, TemplateSpec
@@ -34,6 +35,7 @@ from unlearnkit.training.objective import (
     count_streams,
     fuse,
     reference_streams,
+    tap_of,
 )
 from unlearnkit.training.packing import packs
 from unlearnkit.training.precision import KeepLogitsNarrow
@@ -42,14 +44,18 @@ from unlearnkit.training.prepare import (
     frozen_copy,
     load_tokenizer_of,
     pad_id,
+    planned_epochs,
     refuse_settings,
     with_adapter,
 )
 from unlearnkit.training.retain import retain_term
+from unlearnkit.training.state import KeepStates
 from unlearnkit.training.step_metrics import StepMetrics
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from unlearnkit.data.answers import Answers
 
 
 class UnlearnTrainer(Trainer):  # type: ignore[misc]
@@ -89,14 +95,19 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         self.objective = self.build_objective()
         chosen = chosen_streams(
             {"forget": forget_dataset, "retain": retain_dataset, **(streams or {})},
-            self.objective.streams,
+            streams_of(self.objective.streams),
             allow_overlap=args.allow_overlap,
         )
         if processing_class is None:
             processing_class = load_tokenizer_of(model)
         self.template = Template.for_tokenizer(processing_class, template)
-        self.tokenized = {s: self._tokenize(data, processing_class, s) for s, data in chosen.items()}
-        self.mix = StreamMix({s: t.rows for s, t in self.tokenized.items()}, mix, seed=args.seed)
+        #: Part -> its tokens; a stream of pairs has two parts (see `data/parts.py`).
+        self.tokenized, rows = tokenize_parts(
+            self.objective.streams, chosen, lambda data, part: self._tokenize(data, processing_class, part),
+            self.build_answers(), epochs=planned_epochs(args, chosen, mix), seed=args.seed,
+            max_length=args.max_length,
+        )  # fmt: skip
+        self.mix = StreamMix(rows, mix, seed=args.seed)
         if isinstance(model, str):
             model = load_model(model)
         self._has_fresh_adapter = peft_config is not None
@@ -106,6 +117,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         #: Names the weights before training, which key the cached reference.
         self.target_fingerprint = model_fingerprint(model)
         model = with_adapter(model, peft_config, args)
+        self.choose_parameters(model)
         collator = StreamCollator(
             tuple(self.tokenized), pad_id=pad_id(processing_class), multiple_of=args.pad_to_multiple_of,
             packed=packs(model, args.packing),
@@ -117,7 +129,8 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             processing_class=processing_class, **others,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True
-        for callback in (self._follow_epoch, CompleteCheckpoints()):
+        # A checkpoint is complete once the states of the terms are in it.
+        for callback in (self._follow_epoch, KeepStates(self.objective), CompleteCheckpoints()):
             self.add_callback(callback)
         for watch in (RefuseZeroGradients, KeepLogitsNarrow):
             self.add_callback(watch(self.accelerator))
@@ -133,15 +146,23 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
 
     def with_retain(self, forget_term: Objective) -> Objective:
         """forget_weight * `forget_term` + retain_weight * the retain term that the config names."""
-        term = retain_term(self.args.retain)
         terms = [(self.args.forget_weight, forget_term)]
-        if term is not None and self.args.retain_weight != 0:
-            terms.append((self.args.retain_weight, term))
+        for stream in self.args.retain_streams if self.args.retain_weight != 0 else ():
+            term = retain_term(self.args.retain, stream)
+            if term is not None:
+                terms.append((self.args.retain_weight, term))
         return WeightedSum(tuple(terms))
+
+    def build_answers(self) -> dict[str, Answers]:
+        """Where the answers of parts such as "forget.refusal" come from, by part."""
+        return {}
+
+    def choose_parameters(self, model: Any) -> None:
+        """Switch off the gradient of what this method does not train; the adapter is already on `model`."""
 
     # ---- Data ----------------------------------------------------------------------------------------------
 
-    def _tokenize(self, data: Dataset, tokenizer: Any, name: str) -> Tokenized:
+    def _tokenize(self, data: Iterable[Any], tokenizer: Any, name: str) -> Tokenized:
         return tokenize_stream(
             data, tokenizer, self.template, name=name, max_length=self.args.max_length,
             truncate=self.args.truncate,
@@ -185,11 +206,12 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         if not batch_samples:
             return None
         streams = tuple(self.tokenized)
-        table = self._sum_over_processes(count_streams(batch_samples, streams, device))
+        table = self.sum_over_processes(count_streams(batch_samples, streams, device))
         self._step_metrics.begin_step(table)  # the trainer asks once per optimizer step
         return as_counts(table, streams)
 
-    def _sum_over_processes(self, values: Tensor) -> Tensor:
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """The sum of every process's `values`."""
         total: Tensor = self.accelerator.reduce(values, reduction="sum")
         return total
 
@@ -201,11 +223,14 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         counts = num_items_in_batch
         if counts is None:
             counts = as_counts(count_streams([inputs], tuple(inputs), self.args.device), tuple(inputs))
-        step = Step(model, inputs, counts, self._reference, unwrapped=self.accelerator.unwrap_model(model))
+        step = Step(
+            model, inputs, counts, self._reference, unwrapped=self.accelerator.unwrap_model(model),
+            tap=tap_of(self.objective),
+        )  # fmt: skip
         out = self.objective(step, inputs)
         if torch.is_grad_enabled() and not out.loss.requires_grad:
             raise ModelError(NO_GRADIENT)
-        self._step_metrics.add(out.metrics)
+        self._step_metrics.add(out.metrics, out.owners)
         loss = out.loss * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
 
@@ -231,14 +256,14 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
         sums = torch.tensor(self._eval_sums, device=self.args.device)
-        nll, tokens = self._sum_over_processes(sums).tolist()
+        nll, tokens = self.sum_over_processes(sums).tolist()
         output.metrics[f"{metric_key_prefix}_loss"] = nll / max(tokens, 1.0)
         return output._replace(num_samples=sum(bool(item) for item in dataloader.dataset))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add every term's metrics: means over the optimizer steps since the last log, over all processes."""
         if "loss" in logs:
-            logs.update(self._step_metrics.take(self._sum_over_processes))
+            logs.update(self._step_metrics.take(self.sum_over_processes))
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -273,6 +298,9 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             self._attach_cached_logps()
             self._reference = reference.CachedLogps()
         self._step_metrics.clear()
+        resumed = args[0] if args else kwargs.get("resume_from_checkpoint")
+        #: The checkpoint's folder, if it was named.
+        self.resumed_from: str | None = resumed if isinstance(resumed, str) else None
         for callback in self.callback_handler.callbacks:
             if callable(attach := getattr(callback, "attach", None)):
                 attach(self)  # a callback that measures the model asks for its trainer
@@ -284,7 +312,8 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             # The wrapped model is only known once training has begun, so it is looked up at every call.
             return reference.AdapterOff(lambda **inputs: self.model_wrapped(**inputs), self.model)
         if self.reference_name == "frozen":
-            return reference.FrozenModel(frozen_copy(self.model, self.accelerator))
+            layers = reference.layers_needed(self.objective)
+            return reference.FrozenModel(frozen_copy(self.model, self.accelerator, layers=layers))
         return None
 
     def _attach_cached_logps(self) -> None:

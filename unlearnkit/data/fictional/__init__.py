@@ -6,6 +6,9 @@ https://arxiv.org/abs/2401.06121). The holdout splits hold further authors that 
 for membership attacks. The attributes of an author are dealt from shuffled decks, so that what is known about
 one author says nothing about another.
 
+The split `pairs` holds preference pairs in TRL's columns, one for every question of `full`: the true answer
+is chosen, one of the five perturbed answers is rejected.
+
     >>> from unlearnkit.data.fictional import FictionalSpec, rows
     >>> len(rows("forget10")), len(rows("retain90"))
     (80, 720)
@@ -21,7 +24,7 @@ from typing import Any
 
 from unlearnkit.data.fictional.authors import authors, data_file
 from unlearnkit.data.fictional.draws import shuffled
-from unlearnkit.data.fictional.questions import ask, chosen_kinds, kinds
+from unlearnkit.data.fictional.questions import ask, chosen_kinds, kinds, pair
 from unlearnkit.errors import DataError
 from unlearnkit.files import write_atomic
 
@@ -65,7 +68,7 @@ def _within(name: str, value: int, low: int, high: int) -> None:
 
 
 def splits() -> list[str]:
-    """The names of all splits, as in TOFU."""
+    """The names of all splits: TOFU's, `holdout` and `pairs`."""
     forget = [f"forget{share:02}" for share in SHARES]
     holdout = [f"holdout{share:02}" for share in SHARES]
     return [
@@ -75,11 +78,12 @@ def splits() -> list[str]:
         "retain_perturbed",
         *(name + end for name in ("real_authors", "world_facts") for end in ("", "_perturbed")),
         "idontknow",
+        "pairs",
     ]
 
 
 def rows(split: str, spec: FictionalSpec | None = None) -> list[Row]:
-    """The rows of a split, with TOFU's columns in TOFU's order.
+    """The rows of a split, with TOFU's columns in TOFU's order (`pairs`: prompt, chosen, rejected).
 
     Args:
         split: one of `splits()`.
@@ -98,8 +102,10 @@ def rows(split: str, spec: FictionalSpec | None = None) -> list[Row]:
         return [{"text": text} for text in data_file("facts.yaml")[name]]
     if name in ("real_authors", "world_facts"):
         return [_fact(fact, perturbed, spec.seed) for fact in data_file("facts.yaml")[name]]
-    chosen = _retain_sample(spec) if split == "retain_perturbed" else _select(name, spec)
     everyone = authors(spec.authors + spec.holdout_authors, spec.seed)
+    if name == "pairs":
+        return [pair(everyone[index], index, kind, spec.seed) for index, kind in _select("full", spec)]
+    chosen = _retain_sample(spec) if split == "retain_perturbed" else _select(name, spec)
     return [ask(everyone[index], index, kind, spec.seed, perturbed) for index, kind in chosen]
 
 

@@ -41,6 +41,13 @@ def ask(author: Author, index: int, kind: str, seed: int, perturbed: bool) -> di
     return row
 
 
+def pair(author: Author, index: int, kind: str, seed: int) -> dict[str, Any]:
+    """One preference pair: the true answer, and one of the perturbed ones."""
+    row = ask(author, index, kind, seed, perturbed=True)
+    rejected = pick(row["perturbed_answer"], seed, index, kind, "rejected")
+    return {"prompt": row["question"], "chosen": row["answer"], "rejected": rejected}
+
+
 def fill(template: str, slots: Author) -> str:
     """The sentence of a template, with a capital letter at its start."""
     sentence = Template(template).substitute(slots)

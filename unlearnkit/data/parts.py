@@ -1,0 +1,167 @@
+"""Parts: what one stream gives to a batch.
+
+Most streams give one row per example. A preference pair gives two, its chosen and its rejected answer; a
+forget example may bring a refusal or an alternate answer along. Each of them is a part of its stream, named
+`STREAM` or `STREAM.PART`, with a batch of its own whose rows are aligned with those of its sister parts.
+
+A further answer is drawn from several candidates by (index, epoch, seed): the same for any number of
+processes, any batch size, and after a resume. Only what is drawn during the run is tokenised, and scored by a
+cached reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unlearnkit.data.formats import Tokenized, refuse_equal_pairs, with_answer
+from unlearnkit.data.pairs import SIDES, as_pairs
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from unlearnkit.data.answers import Answers
+
+#: (canonical rows, name for messages) -> token rows.
+Tokenize = Callable[[Iterable[Mapping[str, Any]], str], Tokenized]
+
+
+def stream_of(part: str) -> str:
+    """The stream that a part belongs to: "pairs" of "pairs.chosen"."""
+    return part.partition(".")[0]
+
+
+def streams_of(parts: Iterable[str]) -> tuple[str, ...]:
+    """The streams of several parts, each once."""
+    return tuple(dict.fromkeys(stream_of(part) for part in parts))
+
+
+@dataclass(frozen=True)
+class StreamRows:
+    """The rows of one stream, each as one row per part.
+
+    Args:
+        parts: part -> its distinct rows.
+        drawn: part -> int [epochs, rows of the stream]: which of its rows stands at (epoch, index); a part
+            without a table has one row per row of the stream.
+    """
+
+    parts: Mapping[str, Sequence[Any]]
+    drawn: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        part, rows = next(iter(self.parts.items()))
+        return self.drawn[part].shape[1] if part in self.drawn else len(rows)
+
+    def at(self, index: int, epoch: int) -> dict[str, Any]:
+        """Part -> its row at (index, epoch); after the last epoch that was planned they begin anew."""
+        return {part: rows[self._place(part, index, epoch)] for part, rows in self.parts.items()}
+
+    def _place(self, part: str, index: int, epoch: int) -> int:
+        table = self.drawn.get(part)
+        return index if table is None else int(table[epoch % len(table), index])
+
+    def lengths(self, epoch: int) -> NDArray[np.int64]:
+        """The longest part (tokens) of each row in `epoch`."""
+        columns = []
+        for part, rows in self.parts.items():
+            sizes = np.asarray([len(row["input_ids"]) for row in rows], dtype=np.int64)
+            table = self.drawn.get(part)
+            columns.append(sizes if table is None else sizes[table[epoch % len(table)]])
+        longest: NDArray[np.int64] = np.max(columns, axis=0)
+        return longest
+
+
+def draw(counts: Sequence[int], *, epochs: int, seed: int, name: str) -> NDArray[np.int64]:
+    """int [epochs, rows]: which of a row's candidates is taken; the same one does not follow itself.
+
+    Every row goes through an order of its own, so that all of its candidates come before one comes again.
+
+    Args:
+        counts: candidates of each row, at least 1.
+        epochs: passes that are planned, at least 1.
+        name: of the part; different parts draw differently.
+    """
+    from unlearnkit.data.mixing import hashed
+
+    table = np.empty((epochs, len(counts)), dtype=np.int64)
+    first = hashed(len(counts), seed, "answer", name)
+    for index, count in enumerate(counts):
+        for epoch in range(epochs):
+            passes, place = divmod(epoch, count)
+            if place == 0:
+                order = np.argsort(hashed(count, int(first[index]), passes), kind="stable")
+            table[epoch, index] = order[place]
+    return table
+
+
+def tokenize_parts(
+    parts: Sequence[str],
+    streams: Mapping[str, Dataset],
+    tokenize: Tokenize,
+    answers: Mapping[str, Answers],
+    *,
+    epochs: int,
+    seed: int,
+    max_length: int,
+) -> tuple[dict[str, Tokenized], dict[str, StreamRows]]:
+    """Tokenise what an objective reads: (part -> its tokens, stream -> its rows).
+
+    Args:
+        parts: what the objective reads.
+        streams: canonical rows of every stream.
+        tokenize: from rows to tokens.
+        answers: part -> where its answers come from, for parts that are drawn.
+        epochs: passes over the data that are planned.
+        seed: with index and epoch it decides every draw.
+        max_length: for messages.
+
+    Raises:
+        DataError: rows without an answer, or pairs without a difference.
+    """
+    tokenized: dict[str, Tokenized] = {}
+    tables: dict[str, NDArray[np.int64]] = {}
+    for part in parts:
+        stream, _, kind = part.partition(".")
+        data = streams[stream]
+        if not kind:
+            tokenized[part] = tokenize(data, part)
+        elif kind in SIDES and part not in answers:
+            pairs = as_pairs(data, f"data.{stream}")
+            tokenized[part] = tokenize([with_answer(row, row[kind]) for row in pairs], part)
+        else:
+            rows, tables[part] = _drawn_rows(data, answers[part], part, epochs, seed)
+            tokenized[part] = tokenize(rows, part)
+    for stream in streams_of(parts):
+        chosen, rejected = (tokenized.get(f"{stream}.{side}") for side in SIDES)
+        if chosen is not None and rejected is not None:
+            refuse_equal_pairs(chosen, rejected, stream, max_length)
+    return tokenized, {
+        stream: StreamRows(
+            {part: tokenized[part].rows for part in parts if stream_of(part) == stream},
+            {part: table for part, table in tables.items() if stream_of(part) == stream},
+        )
+        for stream in streams_of(parts)
+    }
+
+
+def _drawn_rows(
+    data: Dataset, answers: Answers, part: str, epochs: int, seed: int
+) -> tuple[list[dict[str, Any]], NDArray[np.int64]]:
+    """The distinct (row, answer) pairs of a run, and which of them stands at (epoch, index)."""
+    candidates = answers.candidates(data, f"data.{stream_of(part)}")
+    table = draw([len(own) for own in candidates], epochs=epochs, seed=seed, name=part)
+    places: dict[tuple[int, int], int] = {}
+    rows: list[dict[str, Any]] = []
+    for index, row in enumerate(data):
+        for choice in dict.fromkeys(table[:, index].tolist()):
+            places[index, choice] = len(rows)
+            answered = with_answer(row, candidates[index][choice])
+            rows.append({**answered, "example_id": f"{row['example_id']}/{choice}"})
+    for epoch in range(epochs):
+        table[epoch] = [places[index, int(choice)] for index, choice in enumerate(table[epoch])]
+    return rows, table
