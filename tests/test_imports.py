@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +47,15 @@ def test_every_public_name_is_there() -> None:
     assert dir(unlearnkit) == sorted(unlearnkit.__all__)
     with pytest.raises(AttributeError, match="no attribute 'NPO'"):
         unlearnkit.NPO  # noqa: B018
+
+
+def test_editors_are_told_the_same_names() -> None:
+    """The imports for type checkers, and what is imported on first use."""
+    import unlearnkit
+
+    tree = ast.parse(Path(unlearnkit.__file__).read_text(encoding="utf-8"))
+    imports = [node for block in tree.body if isinstance(block, ast.If) for node in block.body]
+    told = {
+        one.asname: node.module for node in imports if isinstance(node, ast.ImportFrom) for one in node.names
+    }
+    assert told == unlearnkit._HOMES

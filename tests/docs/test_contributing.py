@@ -16,36 +16,37 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def wga(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def token_npo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The documented block, as a module of somebody else's package."""
     text = (_ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    block = re.search(r"<!-- method: wga -->\n```python\n(.*?)```", text, re.DOTALL)
+    block = re.search(r"<!-- method: token_npo -->\n```python\n(.*?)```", text, re.DOTALL)
     assert block is not None, "the worked example has lost its mark"
     package = tmp_path / "their_pkg"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "wga.py").write_text(block[1], encoding="utf-8")
+    (package / "token_npo.py").write_text(block[1], encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield importlib.import_module("their_pkg.wga")
-    for name in ("their_pkg.wga", "their_pkg"):
+    yield importlib.import_module("their_pkg.token_npo")
+    for name in ("their_pkg.token_npo", "their_pkg"):
         sys.modules.pop(name, None)
 
 
-def test_the_documented_number_holds(wga: Any) -> None:
-    """(1/2 ln 1/2 + 1/4 ln 1/4) / 2 = -(ln 2) / 2 = -0.3466, as the text says."""
-    logps = torch.tensor([0.5, 0.25]).log()
-    assert float(wga.wga_loss(logps, beta=1.0).mean()) == pytest.approx(-math.log(2) / 2, abs=1e-7)
+def test_the_documented_number_holds(token_npo: Any) -> None:
+    """(2 ln (1 + 3) + 2 ln (1 + 1)) / 2 = 3 ln 2 = 2.0794, as the text says."""
+    ref = torch.tensor([0.25, 0.25]).log()
+    losses = token_npo.token_npo_loss(torch.tensor([0.75, 0.25]).log(), ref, beta=1.0)
+    assert float(losses.mean()) == pytest.approx(3 * math.log(2), abs=1e-6)
 
 
 def test_the_example_is_found_by_name_and_trains(
-    wga: Any, tiny_model: Any, tiny_tokenizer: Any, fictional_rows: Any, tmp_path: Path
+    token_npo: Any, tiny_model: Any, tiny_tokenizer: Any, fictional_rows: Any, tmp_path: Path
 ) -> None:
-    """Found as `their_pkg.wga`, it trains: its metric is logged, every weight moves."""
+    """Found as `their_pkg.token_npo`, it trains: its metric is logged, every weight moves."""
     import datasets
 
     from unlearnkit import lookup
 
-    entry = lookup.method("their_pkg.wga")
+    entry = lookup.method("their_pkg.token_npo")
     args = entry.config(
         output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=4, learning_rate=1e-2,
         save_strategy="no", disable_tqdm=True,
@@ -61,7 +62,7 @@ def test_the_example_is_found_by_name_and_trains(
         processing_class=tiny_tokenizer,
     )
     trainer.train()
-    losses = [entry_["forget/wga"] for entry_ in trainer.state.log_history if "forget/wga" in entry_]
+    losses = [entry_["forget/npo"] for entry_ in trainer.state.log_history if "forget/npo" in entry_]
     assert len(losses) == 3
     assert all(math.isfinite(x) for x in losses)
     changed = [

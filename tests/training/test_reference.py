@@ -240,7 +240,7 @@ def test_the_folder_can_be_chosen(monkeypatch, tmp_path):
 
 # ---- The choice --------------------------------------------------------------------------------------------
 
-LOGPS, LOGITS = Needs.REFERENCE_LOGPS, Needs.REFERENCE_LOGITS
+LOGPS, LOGITS, STATES = Needs.REFERENCE_LOGPS, Needs.REFERENCE_LOGITS, Needs.REFERENCE_HIDDEN_STATES
 
 
 @pytest.mark.parametrize(("setting", "needs", "fresh_adapter", "expected"), [
@@ -253,6 +253,9 @@ LOGPS, LOGITS = Needs.REFERENCE_LOGPS, Needs.REFERENCE_LOGITS
     ("auto", LOGPS | LOGITS, True, "adapter_off"),
     ("frozen", LOGPS, True, "frozen"),
     ("adapter_off", LOGPS, True, "adapter_off"),
+    ("auto", Needs.HIDDEN_STATES, True, "none"),
+    ("auto", STATES | Needs.HIDDEN_STATES, True, "adapter_off"),
+    ("auto", STATES | LOGPS, False, "frozen"),
 ])  # fmt: skip
 def test_the_cheapest_that_is_enough(setting, needs, fresh_adapter, expected):
     assert reference.choose(setting, needs, has_fresh_adapter=fresh_adapter) == expected
@@ -261,6 +264,8 @@ def test_the_cheapest_that_is_enough(setting, needs, fresh_adapter, expected):
 @pytest.mark.parametrize(("setting", "needs", "fresh_adapter", "sentence"), [
     ("cached", LOGITS, False, r"needs reference logits .*retain: kl.* stores log-probs only; use "
                               r"reference: auto or frozen, or retain: nll$"),
+    ("cached", STATES, True, r"needs reference hidden states .*retain: hidden.* stores log-probs only; use "
+                             r"reference: auto or frozen, or retain: nll$"),
     ("adapter_off", LOGPS, False, r"adapter_off, but no new LoRA adapter is trained; set model\.lora"),
     ("lazy", LOGPS, False, r"training\.reference is 'lazy'; use one of auto, cached, adapter_off, frozen$"),
 ])  # fmt: skip

@@ -9,8 +9,8 @@ from unlearnkit.training.logprobs import wide
 
 def lowered(logits_NV: Tensor, targets_N: Tensor, by: float) -> Tensor:
     """A copy, float32 [N, V], in which each row's label lost `by`; infinity takes it out altogether."""
-    places = targets_N[:, None]
-    return wide(logits_NV).scatter_add(1, places, wide(logits_NV).new_full(places.shape, -by))
+    logits_NV = wide(logits_NV)
+    return logits_NV.scatter_add(1, targets_N[:, None], logits_NV.new_full((len(targets_N), 1), -by))
 
 
 def soft_cross_entropy(logits_NV: Tensor, target_logits_NV: Tensor) -> Tensor:

@@ -90,16 +90,23 @@ def with_adapter(model: Any, peft_config: Any, args: UnlearnConfig) -> Any:
     """
     if peft_config is not None:
         model = _add_adapter(model, peft_config, args.seed)
-    checkpointing = getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing
-    if checkpointing and hasattr(model, "peft_config"):
-        # Frozen embeddings give inputs without gradient, and a checkpoint would then cut every adapter off.
-        model.enable_input_require_grads()
+    if hasattr(model, "peft_config"):
+        connect_checkpoints(model, args)
     if not any(p.requires_grad for p in model.parameters()):
         raise ModelError(
             "no parameter of the model is trainable; train the weights, or set model.lora (peft_config) for "
             "a new adapter"
         )
     return model
+
+
+def connect_checkpoints(model: Any, args: UnlearnConfig) -> None:
+    """For a model with frozen embeddings: their outputs get a gradient, if there is activation checkpointing.
+
+    A checkpoint whose inputs have none cuts off what is trained in it.
+    """
+    if getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing:
+        model.enable_input_require_grads()
 
 
 def _add_adapter(model: Any, peft_config: Any, seed: int) -> Any:
