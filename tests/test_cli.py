@@ -75,7 +75,7 @@ def test_version(run: Run) -> None:
     assert run("version") == (0, f"{__version__}\n", "")
 
 
-COMMANDS = ["quickstart", "run", "train", "eval", "report", "ls", "cp", "check", "data", "version"]
+COMMANDS = ["quickstart", "run", "train", "eval", "compare", "report", "ls", "cp", "check", "data", "version"]
 
 
 @pytest.mark.parametrize("arguments", [[], *([c] for c in COMMANDS), ["data", "export"]], ids=" ".join)

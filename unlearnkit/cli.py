@@ -16,6 +16,18 @@ import typer
 
 from unlearnkit import __version__
 from unlearnkit.errors import DataError, UserError
+from unlearnkit.options import (
+    Forget,
+    Launch,
+    Method,
+    Model,
+    Name,
+    Overrides,
+    Processes,
+    RecipeName,
+    Reference,
+    Retain,
+)
 
 app = typer.Typer(
     name="unlearnkit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -23,30 +35,6 @@ app = typer.Typer(
 )  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Work with data sets.")
 app.add_typer(data_app, name="data")
-
-_OVERRIDES = Annotated[
-    list[str] | None, typer.Argument(help="Settings, such as training.beta=0.05.", show_default=False)
-]
-_NAME = Annotated[str | None, typer.Option("--name", help="Name of the run's folder under runs/.")]
-_LAUNCH = Annotated[
-    str | None,
-    typer.Option("--launch", help="Start on several processes: single, ddp, fsdp2, zero2, zero3 or a file."),
-]
-_PROCESSES = Annotated[
-    int | None, typer.Option("--processes", help="Processes for --launch (default: one per GPU).", min=1)
-]
-_MODEL = Annotated[
-    str | None, typer.Option("--model", help="The model that must forget: a folder or hub id.")
-]
-_FORGET = Annotated[str | None, typer.Option("--forget", help="What must go: a file, folder or hub id.")]
-_RETAIN = Annotated[str | None, typer.Option("--retain", help="What must stay: a file, folder or hub id.")]
-_REFERENCE = Annotated[
-    str | None,
-    typer.Option("--reference", help="The retain model, its run or its evaluation, for forget quality."),
-]
-_METHOD = Annotated[
-    str | None, typer.Option("--method", help="The unlearning method (`unlearnkit ls methods`).")
-]
 
 
 @app.callback()
@@ -97,16 +85,16 @@ def quickstart(
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (`unlearnkit ls recipes`) or a YAML file.")],
-    settings: _OVERRIDES = None,
-    model: _MODEL = None,
-    forget: _FORGET = None,
-    retain: _RETAIN = None,
-    method: _METHOD = None,
-    reference: _REFERENCE = None,
-    name: _NAME = None,
-    launch: _LAUNCH = None,
-    processes: _PROCESSES = None,
+    recipe: RecipeName,
+    settings: Overrides = None,
+    model: Model = None,
+    forget: Forget = None,
+    retain: Retain = None,
+    method: Method = None,
+    reference: Reference = None,
+    name: Name = None,
+    launch: Launch = None,
+    processes: Processes = None,
 ) -> None:
     """Train, evaluate and report. The same command goes on where a killed run stopped."""
     overrides = _overrides(recipe, settings, model, forget, retain, method, reference)
@@ -118,16 +106,16 @@ def run(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")],
-    settings: _OVERRIDES = None,
-    model: _MODEL = None,
-    forget: _FORGET = None,
-    retain: _RETAIN = None,
-    method: _METHOD = None,
-    reference: _REFERENCE = None,
-    name: _NAME = None,
-    launch: _LAUNCH = None,
-    processes: _PROCESSES = None,
+    recipe: RecipeName,
+    settings: Overrides = None,
+    model: Model = None,
+    forget: Forget = None,
+    retain: Retain = None,
+    method: Method = None,
+    reference: Reference = None,
+    name: Name = None,
+    launch: Launch = None,
+    processes: Processes = None,
 ) -> None:
     """Train only."""
     overrides = _overrides(recipe, settings, model, forget, retain, method, reference)
@@ -187,6 +175,32 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    recipe: Annotated[
+        str, typer.Argument(help="A benchmark (a folder of recipes, such as tofu_tiny), or one recipe.")
+    ],
+    settings: Overrides = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods, such as npo,simnpo,rpo (default: the recipe's own, or all).")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0",
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(help="A setting and its values, such as training.learning_rate=1e-3,2e-3; repeatable."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at the same time.", min=1)] = 1,
+    name: Annotated[str | None, typer.Option(help="The folder is runs/compare-NAME.")] = None,
+    launch: Launch = None,
+    processes: Processes = None,
+) -> None:
+    """Run methods, seeds and settings as a grid and write one report. The same command goes on."""
+    from unlearnkit.grid import read_request, run_comparison
+
+    request = read_request(recipe, methods, seeds, grid or (), settings or (), name)
+    run_comparison(request, jobs=jobs, launch=launch, processes=processes)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run or evaluation folders; several are compared.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
@@ -231,13 +245,13 @@ def cp(
 
 @app.command()
 def check(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")],
-    settings: _OVERRIDES = None,
-    model: _MODEL = None,
-    forget: _FORGET = None,
-    retain: _RETAIN = None,
-    method: _METHOD = None,
-    reference: _REFERENCE = None,
+    recipe: RecipeName,
+    settings: Overrides = None,
+    model: Model = None,
+    forget: Forget = None,
+    retain: Retain = None,
+    method: Method = None,
+    reference: Reference = None,
 ) -> None:
     """Validate a recipe and its data without loading a model, and say what would be trained."""
     from unlearnkit.check import check_recipe

@@ -12,7 +12,7 @@ from typing import Any
 from unlearnkit.errors import UserError
 from unlearnkit.files import fingerprint, read_json
 from unlearnkit.recipe import Recipe, TemplateSpec, load_recipe
-from unlearnkit.run import RunDir, is_place, own_settings, run_dir, runs_folder
+from unlearnkit.run import RunDir, is_place, own_settings, run_dir
 from unlearnkit.terminal import print_attacks, print_metrics, quiet, say
 
 ALL = ("train", "evaluate", "report")
@@ -35,7 +35,8 @@ def run_recipe(
 
 def missing_needs(recipe: Recipe) -> list[str]:
     """The recipes that must run before this one and have not been run."""
-    return [n for n in recipe.needs if not RunDir(runs_folder() / n.replace("/", "-")).model.is_dir()]
+    found = {name: load_recipe(name, check_training=False) for name in recipe.needs}
+    return [name for name, needed in found.items() if not run_dir(needed).model.is_dir()]
 
 
 def check_before(recipe: Recipe, *, on_cpu: bool = False) -> None:

@@ -242,6 +242,7 @@ def test_a_pair_may_ask_what_is_to_be_forgotten_but_not_reject_what_is_kept():
         table({"prompt": "When?", "completion": "1984."}),
         table({"prompt": "Who?", "completion": "1985."}),
         table({"text": "1985."}),
+        table({"prompt": "When?", "completion": "1984.", "chosen": "1985.", "rejected": "1."}),
     ):
         refuse_kept_rejections(pairs, retain)
 

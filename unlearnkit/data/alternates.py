@@ -191,6 +191,8 @@ def _draw(
                     numbers = range(drawn[row], drawn[row] + per_prompt - len(found[row]))
                     wanted += [(row, dataclasses.replace(question, index=number)) for number in numbers]
                     drawn[row] = numbers.stop
+                if not wanted:
+                    break
                 said = ask({question.sample_name: question for _, question in wanted})
                 for row, question in wanted:
                     text = said[question.sample_name]

@@ -83,7 +83,7 @@ def refuse_kept_rejections(pairs: Dataset, retain: Dataset, *, retain_name: str 
         return
     kept: dict[tuple[str, str], int] = {}
     for number, row in enumerate(retain):
-        answer = row["chosen"] if row.get("chosen") is not None else prompt_and_answer(row)[1]
+        answer = prompt_and_answer(row)[1] if {"messages", "completion"} & row.keys() else row["chosen"]
         kept.setdefault((_key(row), levelled(answer_text(answer))), number)
     rejected = [(_key(row), levelled(answer_text(row["rejected"]))) for row in as_pairs(pairs, "data.pairs")]
     if both := [(number, kept[key]) for number, key in enumerate(rejected) if key in kept]:

@@ -33,6 +33,8 @@ PALETTE: dict[str, tuple[str, str]] = {
     "sky": ("#3b99d4", "#b4e0fb"),
     "grey": ("#5b5b5b", "#a0a0a0"),
     "black": ("#000000", "#ffffff"),
+    "violet": ("#7b52b8", "#b79af0"),
+    "brown": ("#8c5a2b", "#d0a173"),
 }
 """Name of the CSS variable -> its colour in light mode and in dark mode."""
 

@@ -43,7 +43,7 @@ def comparison(runs: list[RunView]) -> dict[str, Any]:
         {"name": name, "verdict": verdict_of(run, found)}
         for name, run, found in zip(_names(runs), runs, attacks, strict=True)
     ]
-    columns = _columns(runs)
+    columns = main_columns(runs)
     rows = []
     for entry, run in zip(verdicts, runs, strict=True):
         cells = []
@@ -79,7 +79,7 @@ def comparison(runs: list[RunView]) -> dict[str, Any]:
 _SECOND = {"forget_quality": ("Distance D",)}
 
 
-def _columns(runs: list[RunView]) -> list[tuple[str, str]]:
+def main_columns(runs: list[RunView]) -> list[tuple[str, str]]:
     """The metrics of the table, suite by suite: COLUMNS as far as its runs have them, else its first."""
     found: dict[str, str] = {}
     for suite in dict.fromkeys(run.suite for run in runs):
@@ -173,6 +173,12 @@ def _cautions(runs: list[RunView]) -> list[str]:
         for caution in run.cautions
         if caution not in of_all
     ]
+    return cautions + comparability(runs)
+
+
+def comparability(runs: list[RunView]) -> list[str]:
+    """Why the numbers of these runs do not compare, if they do not."""
+    cautions = []
     for part, what in (("data", "data"), ("template", "prompt template")):
         if len({json.dumps(run.main.fingerprint(part), sort_keys=True) for run in runs}) > 1:
             cautions.append(

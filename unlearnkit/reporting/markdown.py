@@ -10,15 +10,15 @@ from unlearnkit.reporting.templating import render
 
 def run_markdown(content: dict[str, Any]) -> str:
     """The report of one run; `content` is what `page.page` gathered."""
-    return _tidy(render("run.md.j2", **content))
+    return tidy(render("run.md.j2", **content))
 
 
 def compare_markdown(content: dict[str, Any]) -> str:
     """The comparison of several runs."""
-    return _tidy(render("compare.md.j2", **content))
+    return tidy(render("compare.md.j2", **content))
 
 
-def _tidy(text: str) -> str:
+def tidy(text: str) -> str:
     """One empty line before a heading, never more than one anywhere."""
     text = re.sub(r"(?m)^(#{1,3} )", r"\n\1", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

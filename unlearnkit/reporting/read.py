@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SUPPORTED_FORMAT = 1
 SUMMARY = "summary.json"
 RECORDS = "records.parquet"
+COMPARISON = "comparison.json"
 
 
 def load_evaluation(folder: Path, role: str | None = None) -> EvalView:

@@ -32,7 +32,7 @@ def seed_groups(runs: Sequence[RunView], names: Sequence[str], metrics: Sequence
     for name, run in zip(names, runs, strict=True):
         if run.recipe:
             key = json.dumps(
-                [_without_seed(run.recipe), run.main.fingerprint("data")], sort_keys=True, default=str
+                [without_seed(run.recipe), run.main.fingerprint("data")], sort_keys=True, default=str
             )
             grouped.setdefault(key, []).append((name, run))
     found = []
@@ -49,11 +49,11 @@ def seed_groups(runs: Sequence[RunView], names: Sequence[str], metrics: Sequence
     return found
 
 
-def _without_seed(value: Any) -> Any:
+def without_seed(value: Any) -> Any:
     """The recipe without its seeds and without where its results go."""
     if isinstance(value, Mapping):
         return {
-            key: _without_seed(item)
+            key: without_seed(item)
             for key, item in value.items()
             if key not in {"seed", "name", "output_dir"}
         }

@@ -9,7 +9,7 @@ from pathlib import Path
 from unlearnkit.errors import RecordsError
 from unlearnkit.files import write_atomic, write_json
 from unlearnkit.reporting.load import load_run
-from unlearnkit.reporting.read import RECORDS
+from unlearnkit.reporting.read import COMPARISON, RECORDS
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def write_report(
     Needs records only: no model, no GPU, no network. Equal input gives equal bytes.
 
     Args:
-        folders: a run directory or an evaluation folder, or several of them.
+        folders: a run directory or an evaluation folder, or several of them; or the folder of a comparison.
         out: the folder to write to. By default the run itself; `report/` inside a single evaluation folder;
             `comparison/` beside the first of several runs.
         suite: which suite to report where a run holds several.
@@ -46,6 +46,15 @@ def write_report(
         raise RecordsError("no run was given; name at least one run directory or evaluation folder")
     if len({path.resolve() for path in paths}) < len(paths):
         raise RecordsError("a run was given twice; name each folder once")
+    if len(paths) == 1 and (paths[0] / COMPARISON).is_file():
+        if out is not None or suite is not None or target is not None or retain is not None:
+            raise RecordsError(
+                f"{paths[0]} is a comparison, whose report lies in it and knows its models; give its folder "
+                "alone"
+            )
+        from unlearnkit.reporting.grid import write_grid_report
+
+        return write_grid_report(paths[0])
     given = {"target": target, "retain": retain}
     beside = {role: path for role, path in given.items() if path is not None}
     runs = [load_run(path, suite, beside) for path in paths]
