@@ -38,6 +38,8 @@ def small(recipe: Recipe, model: Path, root: str = "fictional") -> list[str]:
         out.append("model.create.intermediate_size=null")
     else:
         out += [f"model.path={model}", "model.dtype=float32"]
+    if recipe.data.alternates is not None:
+        out.append("data.alternates.prompt=null")  # an instruction would fill the tiny model's positions
     for name, specs in recipe.data.streams.items():
         several = len(specs) > 1
         out += [

@@ -298,3 +298,11 @@ def test_the_model_is_left_as_it_was(generate, tiny_model):
     assert model.training
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(generate):
+    """The tiny model holds 256 positions."""
+    with pytest.raises(
+        DataError, match=r"tokens, and the model holds 256 .*shorten data\.alternates\.prompt"
+    ):
+        generate(prompt="word " * 400 + "{prompt}")

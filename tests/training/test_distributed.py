@@ -33,6 +33,7 @@ CASES = {
     "adapter off": ("grad_diff", {"retain": "kl", "adapter": True}),
     "frozen": ("grad_diff", {"retain": "reverse_kl"}),
     "checkpointing": ("npo", {"adapter": True, "activation_checkpointing": True}),
+    "pairs beside retain": ("rpo", {"retain": "nll", "eta": 0.3, "sft_reduction": "token_mean"}),
     "dual variable": ("pdu", {"retain_weight": 2.0, "epsilon": 5.5, "dual_warmup_epochs": 0.0}),
 }
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from unlearnkit.data.collate import StreamCollator
 from unlearnkit.data.formats import IGNORE
 from unlearnkit.errors import ModelError
-from unlearnkit.training import hidden, logprobs, reference
+from unlearnkit.training import hidden, reference
 from unlearnkit.training.hidden import Tap
 from unlearnkit.training.objective import (
     LossOutput,
@@ -298,6 +298,3 @@ def test_the_reference_is_the_model_without_its_adapter():
     expected = frozen.hidden_states(batch, 2)
     assert torch.equal(reference.AdapterOff(adapted, adapted).hidden_states(batch, 2), expected)
     assert not torch.allclose(reference.FrozenModel(adapted).hidden_states(batch, 2), expected)
-    assert torch.equal(
-        logprobs.positions_of(batch) + 1, (batch["labels"] != IGNORE).flatten().nonzero()[:, 0]
-    )

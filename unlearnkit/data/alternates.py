@@ -27,6 +27,7 @@ from unlearnkit.evaluation.share import gathered, is_main, processes
 from unlearnkit.files import fingerprint, read_json, write_atomic
 from unlearnkit.models import load
 from unlearnkit.recipe import AlternatesSpec, TemplateSpec
+from unlearnkit.training.hidden import text_config
 from unlearnkit.training.prepare import pad_id
 from unlearnkit.training.reference import cache_folder
 
@@ -103,6 +104,7 @@ def generate_alternates(
     sampling = Sampling(temperature, top_p, seed)
     rows = [with_answer(row, _true(row)) for row in data]
     questions = generation_questions("forget", _asking(rows, prompt), tokenizer, template)
+    _refuse_no_room(questions, text_config(model))
     truths = [levelled(answer_text(row["completion"])) for row in rows]
     path = _cache_path(model, questions, truths, sampling, per_prompt, max_new_tokens, tokenizer)
     found = _read(path, len(rows))
@@ -117,6 +119,18 @@ def generate_alternates(
     if few:
         logger.info("%d of %d rows have fewer than %d alternate answers", few, len(found), per_prompt)
     return found
+
+
+def _refuse_no_room(questions: Sequence[Question], config: Any) -> None:
+    """Raise where a prompt fills all positions of the model, so that nothing could follow it."""
+    room = getattr(config, "max_position_embeddings", None)
+    if room is not None and (full := [i for i, q in enumerate(questions) if len(q.prompt_ids) >= room]):
+        longest = max(len(question.prompt_ids) for question in questions)
+        raise DataError(
+            f"data.alternates: what the model is asked has up to {longest} tokens, and the model holds "
+            f"{room} ({listed_rows(full)}), so no answer has room; shorten data.alternates.prompt, or set it "
+            "to null"
+        )
 
 
 def _true(row: Mapping[str, Any]) -> Any:

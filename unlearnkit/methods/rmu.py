@@ -1,4 +1,4 @@
-"""RMU: representation misdirection for unlearning (arXiv 2403.03218).
+"""Representation misdirection for unlearning, RMU (arXiv 2403.03218).
 
     L = E_forget 1/s |h(x)_t - c u|^2  +  alpha E_retain 1/s |h(x)_t - h_ref(x)_t|^2
 
@@ -20,10 +20,11 @@ of |h|, which goes to c; `forget/cosine` the mean of cos(h, u), which goes to 1.
 Where we differ from the authors' code. Matrices are found by name, theirs by their number among a layer's
 parameters, which is another matrix in another architecture. By default c is in units of the model: an
 absolute 6.5 is far away for activations of norm 1, and next to nothing for those of norm 50. s does not move
-the balance of the two terms. Means are over answer tokens, theirs over all positions, padding included. One u
-is used for the whole run, as in their code for one topic: a new one for every batch would steer towards the
-mean of all of them, which is the same direction for every seed. u comes from a generator of its own, is the
-same in every process and lies in every checkpoint.
+the balance of the two terms; their alpha is 1200, with few steps at a small learning rate. Means are over
+answer tokens, theirs over all positions, padding included. One u is used for the whole run, as in their code
+for one topic: a new one for every batch would steer towards the mean of all of them, which is the same
+direction for every seed. u comes from a generator of its own, is the same in every process and lies in every
+checkpoint.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class RMUConfig(UnlearnConfig):
         metadata={"help": "Retain term: hidden (that of the paper), nll, kl, reverse_kl or none."},
     )
     alpha: float = field(
-        default=30.0, metadata={"help": "Weight of the hidden retain term, times retain_weight."}
+        default=100.0, metadata={"help": "Weight of the hidden retain term, times retain_weight."}
     )
     layer: int | None = field(
         default=None,

@@ -82,7 +82,7 @@ def choose_by_name(model: Any, layers: Sequence[int], patterns: Sequence[str] | 
         # Matrices alone, as the authors: a bias would move what must stay as far as what must go.
         chosen = [
             name for name, rest in inside.items()
-            if any(matches(rest, one) for one in MLP_OUTPUTS) and model.get_parameter(name).dim() > 1
+            if any(matches(rest, one) for one in MLP_OUTPUTS) and not rest.endswith("bias")
         ]  # fmt: skip
     else:
         for one in patterns:
