@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 from unlearnkit.evaluation.attacked import list_stages, slug
 from unlearnkit.evaluation.results import ATTACKS, Evaluation, is_evaluation, read_evaluation
 from unlearnkit.evaluation.runner import evaluate
-from unlearnkit.evaluation.share import is_main
+from unlearnkit.evaluation.share import gathered, is_main, processes
 from unlearnkit.evaluation.suite import Suite
+from unlearnkit.files import fingerprint, one_at_a_time
 from unlearnkit.preflight_evaluation import also_suites, evaluation_or_model, suite_of
 from unlearnkit.recipe import Recipe
 from unlearnkit.run import RunDir, resolve_path
+from unlearnkit.training.reference import cache_folder
 
 
 @dataclass
@@ -81,11 +84,23 @@ class Measuring:
             loading["load_options"] = as_trained
         if role == "target":
             loading["tokenizer"] = load_tokenizer(own.tokenizer or model, revision=own.revision)
-        return evaluate(
-            model, suite=suite, reference=retain, target=self.target_path, attacks=attacks, role=role,
-            label=label, output=folder, template=self.recipe.data.template, batch_tokens=spec.batch_tokens,
-            max_new_tokens=spec.max_new_tokens, progress=self.progress, **loading,
-        )  # fmt: skip
+        with _own_turn(role, model, suite):
+            return evaluate(
+                model, suite=suite, reference=retain, target=self.target_path, attacks=attacks, role=role,
+                label=label, output=folder, template=self.recipe.data.template,
+                batch_tokens=spec.batch_tokens, max_new_tokens=spec.max_new_tokens, progress=self.progress,
+                **loading,
+            )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _own_turn(role: str, model: str, suite: Suite) -> Iterator[None]:
+    """Runs side by side share their target and retain models: the first one asks, the others read."""
+    lock = cache_folder() / "locks" / fingerprint(model, suite.name)
+    with one_at_a_time(lock) if role != "unlearned" and is_main() else contextlib.nullcontext():
+        if processes()[1] > 1:
+            gathered(None)  # no process looks at what is known before it is this run's turn
+        yield
 
 
 def _save_stages(found: Evaluation, folder: Path) -> None:
