@@ -277,3 +277,14 @@ def test_what_cannot_be_had_is_refused(setting, needs, fresh_adapter, sentence):
 def test_cached_with_kl_is_refused_before_training(npo):
     with pytest.raises(RecipeError, match="retain: nll"):
         npo(reference="cached", retain="kl")
+
+
+def test_a_float64_model_is_scored_too(tiny_model):
+    """Reference log-probs are kept in float32, whatever the model's precision."""
+    rows = [{"example_id": "a", "input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}]
+    single, double = (
+        reference.score_rows(model, rows, device="cpu", pad_id=0)[0]
+        for model in (tiny_model(), tiny_model().double())
+    )
+    assert double.dtype == torch.float32
+    torch.testing.assert_close(double, single, rtol=1e-5, atol=1e-5)

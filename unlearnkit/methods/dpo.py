@@ -14,7 +14,7 @@ alternate answer (`preference: refusals` or `alternates`), with `retain: nll` be
 
 Logged, under TRL's names: `rewards/chosen` and `rewards/rejected`, the mean of beta log(pi_theta / pi_ref);
 `rewards/margins` their difference; `rewards/accuracies` the share of pairs whose chosen reward is the larger
-one (0 at theta = ref, where both are 0); `logps/chosen` and `logps/rejected`, mean log pi(y|x);
+one (rounding alone at theta = ref, where both are 0); `logps/chosen` and `logps/rejected`, mean log pi(y|x);
 `pairs/dpo` (`forget/dpo`) the loss.
 
 This is TRL's `loss_type="sigmoid"`: the same scale, without the factor 2/beta of `idk_dpo`.

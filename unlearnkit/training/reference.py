@@ -192,7 +192,7 @@ def score_rows(
         padded = pad_rows([rows[i] for i in chunk], length, pad_id=pad_id)
         batch = {name: tensor.to(device) for name, tensor in _tensors(padded).items()}
         target = logprobs.target_logits(model, batch)
-        values = logprobs.label_logps(target.logits_NV, target.targets_N).cpu()
+        values = logprobs.label_logps(target.logits_NV, target.targets_N).cpu().float()
         filled = torch.zeros(len(chunk) * length)
         filled[batch["target_positions"].cpu() + 1] = values
         for i, row in zip(chunk, filled.reshape(len(chunk), length), strict=True):
