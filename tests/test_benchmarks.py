@@ -1,4 +1,4 @@
-"""The benchmark of evaluations: both ways give the same numbers. How long they take is no test's matter."""
+"""The benchmarks: what they compute is right. How long anything takes is no test's matter."""
 
 from __future__ import annotations
 
@@ -52,6 +52,35 @@ def test_both_ways_of_evaluating_agree(speed, small, tmp_path):
     shown = speed.cells(numbers)
     assert [len(row) for row in shown] == [4] * len(shown)
     json.dumps(numbers)
+
+
+def test_preference_curves(monkeypatch, tmp_path, capsys):
+    """Five steps: the second half are the last three. Chosen: (-2 - 3 - 7) / 3 = -4; rejected twice that;
+    margins 1/8 of it, negative: 1/2; accuracies 0, 1/2 and 1: 1/2. The start is the first step's.
+    """
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    curves = importlib.import_module("preference_curves")
+    steps = zip((-1.0, -9.0, -2.0, -3.0, -7.0), (1.0, 1.0, 0.0, 0.5, 1.0), strict=True)
+    lines = [
+        {"logps/chosen": c, "logps/rejected": 2 * c, "rewards/accuracies": a, "rewards/margins": -c / 8}
+        for c, a in steps
+    ]
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    for folder, entries in ((run, [*lines, {"train_runtime": 3.0}]), (plain, [{"forget/npo": 1.0}])):
+        folder.mkdir()
+        (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert curves.second_half(curves.read_log(run)) == {
+        "logps/chosen": -4.0, "logps/rejected": -8.0, "rewards/accuracies": 0.5, "rewards/margins": 0.5,
+    }  # fmt: skip
+    image = tmp_path / "curves.png"
+    monkeypatch.setattr("sys.argv", ["preference_curves", f"RPO={run},{run}", "--out", str(image)])
+    curves.main()
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split() for row in rows] == [["RPO", "-1.000", "-4.000", "-8.000", "0.500", "0.500"]] * 2
+    assert image.stat().st_size > 0
+    for folder in (plain, tmp_path / "nowhere"):
+        with pytest.raises(SystemExit, match=r"holds no step with logps/chosen; name the folder of a pref"):
+            curves.read_log(folder)
 
 
 def test_a_metric_that_one_way_lacks_is_a_difference(speed):

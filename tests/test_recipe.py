@@ -290,6 +290,7 @@ def test_mistakes_in_the_model(model: str, problem: str) -> None:
         ("forget: {name: forget10}", "r.yaml:5: data.forget needs a path"),
         ("forget: {split: train}", "r.yaml:5: data.forget needs a path, or a name with data.root"),
         ("forget: []", "r.yaml:5: data.forget is an empty list; name a source or write null"),
+        ("forget: x\n  retain.general: y", "r.yaml:6: 'retain.general' in data is no name for a stream: a dot separates a stream from its parts; write 'retain_general'"),
         ("forget:\n  - a.jsonl\n  - 5", "r.yaml:7: data.forget.1 must be a section of keys, found 5"),
         ("forget: x\n  retain: 5", "r.yaml:6: data.retain must be a path, a section of keys, or a list of these (a stream of examples), found 5"),
         ("forget: {path: x, rows: first}", "r.yaml:5: data.forget.rows must be a slice such as '0:100' or '::2', found 'first'"),

@@ -40,6 +40,8 @@ def small(recipe: Recipe, model: Path, root: str = "fictional") -> list[str]:
         out += [f"model.path={model}", "model.dtype=float32"]
     if recipe.data.alternates is not None:
         out.append("data.alternates.prompt=null")  # an instruction would fill the tiny model's positions
+    if "layer" in recipe.training:
+        out.append("training.layer=1")  # the tiny model has two
     for name, specs in recipe.data.streams.items():
         several = len(specs) > 1
         out += [

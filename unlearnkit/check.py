@@ -25,6 +25,7 @@ from unlearnkit.preflight import (
     training_args,
 )
 from unlearnkit.preflight_evaluation import check_during, check_evaluation, suite_of
+from unlearnkit.preflight_training import refuse_unfit
 from unlearnkit.recipe import Recipe, load_recipe
 from unlearnkit.run import resolve_path, shown_source
 from unlearnkit.terminal import quiet
@@ -103,6 +104,7 @@ class _Facts:
 
         data, read = self.recipe.data, streams_of(self.objective.streams)
         streams = load_streams(self.recipe, read, self.notes.append)
+        refuse_unfit(self.recipe, self.args, streams)
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
         for heading in ("stream", "examples", "tokens", "trained tokens", "source"):
             table.add_column(heading, justify="left" if heading in ("stream", "source") else "right")
@@ -161,9 +163,11 @@ class _Facts:
             return
         mix = StreamMix({s: streams[s] for s in read}, mix_of(self.recipe, read), seed=self.recipe.seed)
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        steps = args.max_steps
+        steps, per_epoch = args.max_steps, math.ceil(len(mix) / batch)
         if steps <= 0:
-            steps = math.ceil(math.ceil(len(mix) / batch) * args.num_train_epochs)
+            steps = math.ceil(per_epoch * args.num_train_epochs)
+        if callable(remarks := getattr(bare_trainer(self.recipe, args), "remarks", None)):
+            self.notes += remarks(steps / per_epoch)
         console.print(
             f"training   {steps:,} steps of {batch} items on one process ({len(mix):,} items an epoch)"
         )

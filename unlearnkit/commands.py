@@ -50,10 +50,12 @@ def check_before(recipe: Recipe, *, on_cpu: bool = False) -> None:
     quiet()
     from unlearnkit.preflight import load_streams, streams_read, training_args
     from unlearnkit.preflight_evaluation import check_during, suite_of
+    from unlearnkit.preflight_training import refuse_unfit
 
     suite_of(recipe)
     check_during(recipe)
-    load_streams(recipe, streams_read(recipe, training_args(recipe, tempfile.gettempdir(), on_cpu=on_cpu)))
+    args = training_args(recipe, tempfile.gettempdir(), on_cpu=on_cpu)
+    refuse_unfit(recipe, args, load_streams(recipe, streams_read(recipe, args)))
 
 
 def passed_on(overrides: Sequence[str]) -> list[str]:
@@ -79,7 +81,7 @@ def run_one(recipe: Recipe, run: RunDir, stages: Sequence[str] = ALL, *, progres
             print_attacks({labels[role]: e for role, e in found.items()})
         if "report" in stages and recipe.evaluation.suite is not None:
             _say_verdict(recipe, pipeline.report())
-    if "report" not in stages:
+    if "report" not in stages or recipe.evaluation.suite is None:
         say(f"Model: {run.model}")
     return run.root
 

@@ -26,7 +26,8 @@ from unlearnkit.preflight import (
     training_args,
 )
 from unlearnkit.preflight_evaluation import check_during, during_suite
-from unlearnkit.recipe import Recipe
+from unlearnkit.preflight_training import answers_identity, refuse_unfit
+from unlearnkit.recipe import Recipe, StreamSpec
 from unlearnkit.run import RunDir, claim, device_name, model_identity, peak_memory_bytes, resolve_path
 
 Say = Callable[[str], None]
@@ -61,7 +62,9 @@ class Pipeline:
         check_during(self.recipe)
         note_retain_term(self.recipe, args, lambda text: self.say(f"{self.recipe.name}: {text}"))
         streams = load_streams(self.recipe, read)
+        refuse_unfit(self.recipe, args, streams)
         inputs: dict[str, Any] = {f"data.{name}": _content(data) for name, data in streams.items()}
+        inputs |= answers_identity(self.recipe, args)
         inputs["model"] = model_identity(self.model_path)
         manifest = claim(self.run, self.recipe, inputs) if _is_main() else (self.run.read_manifest() or {})
         if manifest.get("status") in ("trained", "complete") and self.run.model.is_dir():
@@ -107,7 +110,11 @@ class Pipeline:
         if spec is None:
             return streams
         from unlearnkit.data.alternates import with_alternates, write_alternates
+        from unlearnkit.data.streams import load_stream
 
+        if self.run.alternates.exists() and self._last_checkpoint() is not None:
+            # The run goes on with what it began with, whatever has become of the cache.
+            return {**streams, "forget": load_stream(StreamSpec(path=str(self.run.alternates)))}
         self.say(f"{self.recipe.name}: alternate answers, {spec.per_prompt} a question, by the target model")
         forget = with_alternates(model, tokenizer, streams["forget"], spec, self.recipe.data.template)
         if _is_main():
@@ -167,13 +174,18 @@ class Pipeline:
         defaults = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", "revision": spec.revision}
         return LoraConfig(**{**defaults, **(spec.lora or {})})
 
+    def _last_checkpoint(self) -> Path | None:
+        from unlearnkit.training.callbacks import last_complete_checkpoint
+
+        return last_complete_checkpoint(self.run.checkpoints)
+
     def _checkpoint(self) -> str | None:
-        from unlearnkit.training.callbacks import last_complete_checkpoint, remove_incomplete_checkpoints
+        from unlearnkit.training.callbacks import remove_incomplete_checkpoints
 
         if _is_main():
             for path in remove_incomplete_checkpoints(self.run.checkpoints):
                 self.say(f"{self.recipe.name}: {path.name} was not written to the end and is left out")
-        found = last_complete_checkpoint(self.run.checkpoints)
+        found = self._last_checkpoint()
         if found is not None:
             self.say(f"{self.recipe.name}: going on from {found.name}")
         return None if found is None else str(found)
@@ -217,7 +229,7 @@ class Pipeline:
         from unlearnkit.data.streams import describe_source
 
         specs, root = self.recipe.data.streams, self.recipe.data.root
-        model = trainer.model
+        model, drawn = trainer.model, trainer.build_answers()
         found = (getattr(callback, "selection", None) for callback in trainer.callback_handler.callbacks)
         selection = next((entry for entry in found if entry is not None), None)
         sizes: dict[bool, list[int]] = {True: [], False: []}
@@ -231,9 +243,13 @@ class Pipeline:
             "processes": trainer.accelerator.num_processes,
             "peak_memory_bytes": peak_memory_bytes(),
             "reference": trainer.reference_name,
+            "retain": {"term": trainer.args.retain, "weight": trainer.args.retain_weight},
             "data": {
                 name: {
-                    "source": describe_source(specs[stream_of(name)], root), "fingerprint": t.fingerprint,
+                    "source": (
+                        drawn[name].source if name in drawn else describe_source(specs[stream_of(name)], root)
+                    ),
+                    "fingerprint": t.fingerprint,
                     "examples": len(t.rows), "tokens": t.num_tokens, "target_tokens": t.num_target_tokens,
                     "cut_rows": t.cut_rows, "split_rows": t.split_rows,
                 }

@@ -13,7 +13,7 @@ from unlearnkit.errors import DataError, ModelError, RecipeError, UnreachableErr
 from unlearnkit.preflight_evaluation import Note as Note
 from unlearnkit.preflight_evaluation import suite_of
 from unlearnkit.recipe import MixSpec, Recipe
-from unlearnkit.run import shown_source
+from unlearnkit.run import resolve_path, shown_source
 from unlearnkit.strict import did_you_mean
 
 
@@ -87,10 +87,19 @@ def refuse_missing_model(path: str | None) -> None:
 
 
 def note_retain_term(recipe: Recipe, args: Any, note: Note) -> None:
-    """Say so when nothing holds the rest of the model in place."""
-    if "forget" in recipe.data.streams and args.retain == "none":
-        given = "the retain set is not read" if "retain" in recipe.data.streams else "no retain set was given"
-        note(f"{given} and training.retain is none: nothing holds the rest of the model in place")
+    """Say so when nothing holds the rest of the model in place, or when a retain set is left out."""
+    if args.retain != "none" or recipe.method == "sft":
+        return
+    given, read = recipe.data.streams, streams_read(recipe, args)
+    left_out = [name for name in args.retain_streams if name in given and name not in read]
+    if "forget" in given:
+        what = "the retain set is not read" if left_out else "no retain set was given"
+        note(f"{what} and training.retain is none: nothing holds the rest of the model in place")
+    elif left_out:
+        note(
+            f"the retain set is not read (data.{left_out[0]}), because training.retain is none; set "
+            "training.retain: nll to train on it, or leave it out"
+        )
 
 
 def bare_trainer(recipe: Recipe, args: Any) -> Any:
@@ -104,16 +113,41 @@ def objective_of(recipe: Recipe, args: Any) -> Any:
     """What the method minimises, without a model.
 
     Raises:
-        RecipeError: a stream that it reads is missing, or one is given that nothing reads.
+        RecipeError: a stream that it reads is missing, or one is given that nothing reads, or a setting that
+            cannot work with the alternate answers or the layers that there are.
     """
-    objective = bare_trainer(recipe, args).build_objective()
+    trainer = bare_trainer(recipe, args)
+    objective = trainer.build_objective()
     _refuse_other_streams(recipe, args, streams_of(objective.streams))
-    if recipe.data.alternates is not None and "forget.alternate" not in objective.streams:
-        raise RecipeError(
-            f"{shown_source(recipe.source)}: data.alternates asks for alternate answers, which the method "
-            f"{recipe.method} does not read; leave it out, or set training.preference: alternates"
-        )
+    if (spec := recipe.data.alternates) is not None:
+        if "forget.alternate" not in objective.streams:
+            raise RecipeError(
+                f"{shown_source(recipe.source)}: data.alternates asks for alternate answers, which the "
+                f"method {recipe.method} does not read; leave it out, or set training.preference: alternates"
+            )
+        from unlearnkit.data.alternates import refuse_settings
+
+        refuse_settings(spec.temperature, spec.top_p, spec.prompt)
+    # A method that speaks of layers by their number says which of them there must be.
+    if callable(choose := getattr(trainer, "choose_layers", None)) and (count := _num_layers(recipe)):
+        choose(count)
     return objective
+
+
+def _num_layers(recipe: Recipe) -> int | None:
+    """The decoder layers of a model that is made, or lies in a folder; None where that is not known yet."""
+    if recipe.model.create is not None:
+        return recipe.model.create.num_layers
+    from transformers import AutoConfig
+
+    try:
+        path = Path(resolve_path(recipe.model.path) or "").expanduser()
+        if not (path / "config.json").is_file():
+            return None
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+    except (UserError, ValueError, OSError):
+        return None  # the model of a run that is still to be made, or one that loading will refuse
+    return getattr(config, "num_hidden_layers", None)
 
 
 def streams_read(recipe: Recipe, args: Any) -> tuple[str, ...]:
@@ -134,11 +168,13 @@ def _refuse_other_streams(recipe: Recipe, args: Any, read: tuple[str, ...]) -> N
         useful |= set(recipe.model.create.tokenizer_streams or ())
     if args.retain == "none" or args.retain_weight == 0:
         useful |= {"retain", *args.retain_streams}  # switched off, so that it can be switched on again
+    elif not set(args.retain_streams) & set(read):
+        useful |= set(args.retain_streams)  # switched off by a weight of the method's own
     for name in given:
         if name not in useful:
             raise RecipeError(
                 f"{source}: the stream data.{name} is not read by the method {recipe.method}"
-                f"{did_you_mean(name, read)}"
+                f"{_preference_hint(args, name) or did_you_mean(name, read)}"
             )
     for name in read:
         if name not in given:
@@ -146,6 +182,16 @@ def _refuse_other_streams(recipe: Recipe, args: Any, read: tuple[str, ...]) -> N
             raise RecipeError(
                 f"{source}: the method {recipe.method} reads the stream {name!r}; give data.{name}{way_out}"
             )
+
+
+def _preference_hint(args: Any, stream: str) -> str:
+    """What somebody has to say who wants a forget set to go by a preference."""
+    if stream != "forget" or getattr(args, "preference", None) != "pairs":
+        return ""
+    return (
+        " while training.preference is 'pairs'; to make the model forget it, set training.preference: "
+        "refusals (or alternates)"
+    )
 
 
 def mix_of(recipe: Recipe, read: tuple[str, ...]) -> MixSpec:
@@ -160,7 +206,8 @@ def load_streams(recipe: Recipe, read: tuple[str, ...], note: Note | None = None
     """The recipe's streams as canonical data sets.
 
     Raises:
-        DataError: a missing file, an empty set, a wrong column, a row without an answer, sets that overlap.
+        DataError: a missing file, an empty set, a wrong column, a row without an answer, sets that overlap,
+            or alternate answers that are both given and asked for.
     """
     from unlearnkit.data.overlap import refuse_contradictions
     from unlearnkit.data.streams import load_stream
@@ -173,6 +220,10 @@ def load_streams(recipe: Recipe, read: tuple[str, ...], note: Note | None = None
             if note is None:
                 raise
             note(str(error))
+    if data.alternates is not None and "forget" in streams:
+        from unlearnkit.data.alternates import refuse_given
+
+        refuse_given(streams["forget"])
     if not data.allow_overlap:
         refuse_contradictions({name: streams[name] for name in read if name in streams})
     return streams

@@ -33,6 +33,9 @@ _FORMER = {
     "per_gpu_train_batch_size": "write per_device_train_batch_size",
     "per_gpu_eval_batch_size": "write per_device_eval_batch_size",
     "push_to_hub_token": "write hub_token",
+    "rpo_alpha": "write method: rpo with eta and sft_reduction: token_mean",
+    "loss_type": "the method decides the loss: dpo is TRL's sigmoid, rpo its [sigmoid, sft]",
+    "max_prompt_length": "write data.max_length, the length of prompt and answer together",
     "batch_size": "write per_device_train_batch_size",
     "epochs": "write num_train_epochs",
     "lr": "write learning_rate",
@@ -41,6 +44,9 @@ _FORMER = {
 _ELSEWHERE = {
     "output_dir": "write output: FOLDER at the top of the recipe",
     "seed": "write seed: at the top of the recipe",
+    "max_length": "write max_length in the section data",
+    "truncate": "write truncate in the section data",
+    "allow_overlap": "write allow_overlap in the section data",
 }
 
 
@@ -72,7 +78,9 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str], *, check_tra
     if training is not None and not isinstance(training, dict):
         reader.problem(("training",), f"training must be a section of keys, found {show(training)}")
         training = None
-    evaluation = evaluation_section(reader, values.get("evaluation", {}))
+    # Without a forget set there is nothing to say about forgetting, so nothing is measured unasked.
+    unasked: dict[str, Any] | None = {} if data is None or "forget" in data.streams else None
+    evaluation = evaluation_section(reader, values.get("evaluation", unasked))
     if model and data and model.create:
         _create_streams(reader, model.create.tokenizer_streams, data)
     _names(reader, values)
@@ -177,6 +185,9 @@ def _stream(reader: Reader, value: Any, keys: Keys, root: Any) -> list[StreamSpe
             what = "must be a path, a section of keys, or a list of these (a stream of examples)"
             reader.problem(keys, f"{'.'.join(keys)} {what}, found {show(value)}")
         return []
+    if "." in keys[-1]:
+        what = "is no name for a stream: a dot separates a stream from its parts"
+        reader.problem(keys, f"{keys[-1]!r} in data {what}; write {keys[-1].replace('.', '_')!r}")
     if value == []:
         reader.problem(keys, f"{'.'.join(keys)} is an empty list; name a source or write null")
     specs = []

@@ -81,6 +81,29 @@ def test_every_row_may_get_every_refusal(tmp_path):
     assert Refusals.load(str(path)).candidates(data, "data.forget") == [["I pass.", "No idea."]] * 2
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "When?", "completion": "no  IDEA."},
+        {"prompt": "When?", "completion": said("No idea.")},
+        {"messages": [{"role": "user", "content": "When?"}, *said("No idea.")]},
+    ],
+)
+def test_a_rows_own_answer_is_no_refusal_of_it(row):
+    """Chosen and rejected would be one answer."""
+    both = Refusals(("I pass.", "No idea."))
+    other = {"messages": [{"role": "user", "content": "Who?"}, *said("Ana.")]} if "messages" in row else ROW
+    if isinstance(row.get("completion"), list):
+        other = {"prompt": "Who?", "completion": said("Ana.")}
+    data = table(other, row)
+    assert both.candidates(data, "data.forget") == [["I pass.", "No idea."], ["I pass."]]
+    with pytest.raises(
+        DataError, match=r"data\.forget: 1 row\(s\) have the only refusal as their own answer \(row 1, .*"
+        r"give further refusals in training\.refusals, or remove the rows$",
+    ):  # fmt: skip
+        Refusals(("No idea.",)).candidates(data, "data.forget")
+
+
 def test_the_built_in_benchmarks_list_can_be_read(tmp_path):
     from unlearnkit.data.fictional import rows
 

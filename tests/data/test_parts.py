@@ -157,3 +157,27 @@ def test_the_anchor_without_a_word_about_it():
     assert anchor_of(None, ("train", "other")) == "train"
     assert anchor_of("other", ("train", "other")) == "other"
     assert len(StreamMix({"retain": range(9), "pairs": range(2)}, MixSpec())) == 2
+
+
+def test_no_candidate_follows_itself():
+    table = draw([2, 5, 1, 3], epochs=40, seed=1, name="x")
+    assert (table[1:, [0, 1, 3]] != table[:-1, [0, 1, 3]]).all()
+    assert (table[:, 2] == 0).all()
+
+
+def test_an_answer_that_cutting_makes_the_rows_own_is_refused(parts):
+    """Both begin alike for longer than there is room."""
+    answers = {
+        "forget.refusal": Refusals(("Author 2 and more of it, much more of it than there is room for",))
+    }
+    names = ("forget", "forget.refusal")
+    parts(names, answers)
+    with pytest.raises(DataError, match=r"data\.forget: .*forget\.refusal.*raise data\.max_length"):
+        parts(names, answers, max_length=15, truncate=True)
+
+
+def test_pairs_where_one_answer_is_read_are_refused(parts):
+    with pytest.raises(
+        DataError, match=r"data\.pairs holds preference pairs.*columns: \{completion: rejected\}"
+    ):
+        parts(("pairs",))

@@ -147,21 +147,33 @@ def test_a_shipped_benchmark_knows_what_it_needs() -> None:
 
 
 def test_all_mistakes_are_listed_together(ask: Callable[..., Plan], bench: Path) -> None:
-    """A method that does not exist, a key that only npo has and a value that is no number: three lines."""
+    """A method that does not exist and a key that only npo has: a line for each, not for each value."""
     with pytest.raises(RecipeError) as told:
         ask("npo,grad_diff,nop", "0,1", "training.beta=1,2", recipe=bench / "npo.yaml")
     lines = str(told.value).splitlines()
     assert any("unknown method 'nop'; did you mean 'npo'?" in line for line in lines)
-    assert any(line.startswith("grad_diff: override 'training.beta=1': unknown key 'beta'") for line in lines)
-    assert not any(line.startswith("npo:") for line in lines)
+    assert [line.partition(";")[0] for line in lines if line.startswith("grad_diff")] == [
+        "grad_diff has no setting 'beta', and --grid training.beta varies it (npo can have it)"
+    ]
+    assert len(lines) == 2
 
 
 def test_a_key_that_a_method_lacks_is_found_before_anything_runs(ask: Callable[..., Plan]) -> None:
     with pytest.raises(RecipeError) as told:
         check_cells(ask(None, "0,1,2", "training.learning_rat=1,x").cells)
     lines = str(told.value).splitlines()
-    assert len(lines) == 4  # two methods, two values; every seed would say the same
+    assert len(lines) == 2  # two methods; every seed and value would say the same
+    assert all("--grid training.learning_rat: unknown key 'learning_rat' in training" in one for one in lines)
     assert all("did you mean 'learning_rate'?" in line for line in lines)
+
+
+def test_a_setting_for_all_that_a_method_lacks(ask: Callable[..., Plan]) -> None:
+    with pytest.raises(RecipeError) as told:
+        ask("npo,grad_diff", "0,1", settings=["training.beta=3"])
+    assert str(told.value).startswith(
+        "grad_diff has no setting 'beta', and training.beta is set for all (npo"
+    )
+    assert len(str(told.value).splitlines()) == 1
 
 
 def test_a_value_that_the_config_refuses_is_found_for_every_cell(ask: Callable[..., Plan]) -> None:
@@ -202,6 +214,37 @@ def test_what_cannot_be_asked_for(bench: Path, arguments: dict[str, Any], words:
 def test_names_that_do_not_exist(recipe: str, methods: str | None, words: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(words)):
         plan(read_request(recipe, methods))
+
+
+def test_a_method_without_a_recipe_in_the_folder(
+    ask: Callable[..., Plan], bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is wrong with its name, and the command that is named works."""
+    with pytest.raises(RecipeError) as told:
+        ask("wga")
+    assert str(told.value) == (
+        f"{bench} has no recipe for 'wga'; leave it out, or run it with another method's settings: "
+        f"`unlearnkit compare {bench}/npo.yaml --methods wga`"
+    )
+    assert keys(ask("wga", recipe=bench / "npo.yaml")) == [("wga", 0)]
+    monkeypatch.chdir(bench.parent)
+    with pytest.raises(
+        RecipeError, match=r"^bench has no .*`unlearnkit compare bench/npo\.yaml --methods wga`"
+    ):
+        plan(Request("bench", ("wga",)))
+    with pytest.raises(
+        RecipeError, match=r"^tofu_tiny has no .*`unlearnkit compare tofu_tiny/npo --methods grad"
+    ):
+        plan(Request("tofu_tiny", ("grad_ascent",)))
+
+
+@pytest.mark.parametrize("method", ["sft", "target"])
+def test_what_unlearns_nothing_is_refused(ask: Callable[..., Plan], bench: Path, method: str) -> None:
+    words = f"{method} makes target and retain models and unlearns nothing; leave it out"
+    for recipe in (bench, bench / "npo.yaml"):
+        with pytest.raises(RecipeError) as told:
+            ask(f"npo,{method}", recipe=recipe)
+        assert str(told.value) == words
 
 
 def test_a_folder_without_unlearning_recipes(bench: Path, ask: Callable[..., Plan]) -> None:

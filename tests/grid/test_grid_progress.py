@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from unlearnkit import terminal
-from unlearnkit.grid import progress
+from unlearnkit.files import write_json
+from unlearnkit.grid import progress, table
 from unlearnkit.grid.execute import Order, Outcome
 from unlearnkit.grid.progress import Display, duration, time_left
-from unlearnkit.grid.table import spread
+from unlearnkit.grid.table import over_seeds
+from unlearnkit.reporting.numbers import number, p_value
+from unlearnkit.reporting.tables import Cell
 
 
 @pytest.mark.parametrize(
@@ -49,12 +54,70 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "text"),
-    [([], "–"), ([0.5], "0.5"), ([0.25, 1e-5, 0.5], "0.25 (1e-05 to 0.5)"), ([1.0, 2.0], "1.5 (1 to 2)")],
+    ("name", "values", "text"),
+    [
+        ("forget_quality", [], "–"),
+        ("forget_quality", [0.5], "0.5"),
+        ("forget_quality", [0.25, 1e-5, 0.5], "0.25 (1.0e-05 to 0.5)"),
+        ("forget_quality", [1e-5, 0.5], "1.0e-05 (1.0e-05 to 0.5)"),
+        ("forget_rouge", [0.1, 0.4], "0.250 (0.100 to 0.400)"),
+        ("forget_rouge", [0.1, 0.1], "0.100"),
+    ],
 )
-def test_spread(values: list[float], text: str) -> None:
-    """The median and the range: a mean of p-values would say nothing."""
-    assert spread(values) == text
+def test_a_metric_over_seeds(name: str, values: list[float], text: str) -> None:
+    """As in the report: the lower median of p-values, since a mean of them would say nothing."""
+    write = p_value if name == "forget_quality" else number
+    assert over_seeds([Cell(write(value), value) for value in values], name) == text
+
+
+def entry(folder: Path, method: str, seed: int, metrics: Mapping[str, float], **setting: Any) -> Any:
+    """A finished cell with its run's files."""
+    run = f"{method}-{seed}-{len(setting)}"
+    write_json(
+        folder / run / "eval" / "some" / "summary.json",
+        {"metrics": {name: {"value": value} for name, value in metrics.items()}},
+    )
+    write_json(folder / run / "manifest.json", {"seconds": {"train": 10.0 + seed}})
+    return {"method": method, "seed": seed, "settings": setting, "run": run, "status": "done"}
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, entries: list[Any], folder: Path) -> list[str]:
+    shown = io.StringIO()
+    monkeypatch.setattr(table, "Console", lambda **more: Console(file=shown, **more))
+    table.print_cells(entries, folder)
+    return [line.rstrip() for line in shown.getvalue().splitlines()]
+
+
+def test_a_table_has_the_columns_that_there_are_numbers_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a retain model and model utility: what was kept is seen in ROUGE-L on the retain set."""
+    metrics = {"forget_rouge": 0.2, "retain_rouge": 0.7}
+    entries = [entry(tmp_path, method, 0, metrics) for method in ("npo", "rpo")]
+    heading, first, _ = printed(monkeypatch, entries, tmp_path)
+    assert heading.split("   ") == ["method", "seeds", "forget ROUGE-L", "retain ROUGE-L", "train seconds"]
+    assert first.split() == ["npo", "1", "0.200", "0.700", "10"]
+
+
+@pytest.mark.parametrize(("seeds", "has_rouge"), [(1, True), (2, False)])
+def test_retain_rouge_stands_beside_model_utility_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seeds: int, has_rouge: bool
+) -> None:
+    """Ranges over two seeds fill the line, and model utility holds ROUGE-L already."""
+    names = ("forget_quality", "model_utility", "forget_rouge", "retain_rouge")
+    entries = [entry(tmp_path, "npo", seed, dict.fromkeys(names, 0.1 + seed / 2)) for seed in range(seeds)]
+    heading, row, *note = printed(monkeypatch, entries, tmp_path)
+    assert ("retain ROUGE-L" in heading) == has_rouge
+    assert max(len(heading), len(row)) <= 100
+    assert ("0.1 (0.1 to 0.6)" in row) == bool(note) == (seeds > 1)
+
+
+def test_settings_and_what_is_not_finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    entries = [entry(tmp_path, "npo", 0, {"forget_rouge": 0.2}, **{"training.beta": [1]})]
+    entries.append(entries[0] | {"seed": 1, "status": "failed"})
+    heading, row, _ = printed(monkeypatch, entries, tmp_path)
+    assert heading.split()[:3] == ["method", "setting", "seeds"]
+    assert row.split()[:5] == ["npo", "beta=[1]", "1", "of", "2"]
 
 
 @pytest.mark.parametrize("on_terminal", [True, False])

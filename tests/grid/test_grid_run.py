@@ -71,7 +71,10 @@ class Fake:
         if kind == "run":
             metrics = {"forget_quality": {"value": 0.2}, "forget_rouge": {"value": 0.1 * recipe.seed}}
             write_json(run.evaluation("forget") / "summary.json", {"metrics": metrics})
-            identity = {"model": model_identity(resolve_path(recipe.model.path))}
+            identity = {
+                "recipe": recipe.training_fingerprint,
+                "model": model_identity(resolve_path(recipe.model.path)),
+            }
             seconds = {"train": 12.0, "evaluate": 3.0}
             run.update_manifest(status="complete", identity=identity, seconds=seconds)
         else:
@@ -260,7 +263,7 @@ def test_what_is_needed_runs_once_and_its_failure_is_said_of_every_cell(
 
 def test_mistakes_are_found_before_anything_runs(bench: Path, tmp_path: Path) -> None:
     fake = Fake()
-    with pytest.raises(UserError, match="unknown key 'beta' in training"):
+    with pytest.raises(UserError, match="grad_diff has no setting 'beta'"):
         run_comparison(Request(str(bench), grid={"training.beta": [1, 2]}), start=fake)
     with pytest.raises(UserError, match="unknown launch file 'dpp'; did you mean 'ddp'"):
         run_comparison(Request(str(bench)), start=fake, launch="dpp", processes=2)
@@ -268,6 +271,60 @@ def test_mistakes_are_found_before_anything_runs(bench: Path, tmp_path: Path) ->
         run_comparison(Request(str(bench)), start=fake, jobs=0)
     assert fake.commands == []
     assert not (tmp_path / "runs").exists()
+
+
+def test_folders_that_hold_other_runs_are_found_before_anything_runs(
+    bench: Path, reports: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two recipes were edited after they had run: both are named at once, and each remedy works."""
+    run_comparison(Request(str(bench)), start=Fake())
+    for path in bench.glob("*.yaml"):
+        path.write_text(path.read_text().replace("learning_rate: 0.01", "learning_rate: 0.02"))
+    fake, request = Fake(), Request(str(bench))
+    with pytest.raises(UserError) as told:
+        run_comparison(request, start=fake)
+    assert fake.commands == []
+    (line,) = str(told.value).splitlines()
+    assert line.startswith("2 of 2 cells cannot run")
+    for name in ("npo", "grad_diff"):
+        assert f"{tmp_path / 'runs' / name} (training.learning_rate)" in line
+    assert "--name" not in line
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("UNLEARNKIT_RUNS", str(tmp_path / "others"))
+        run_comparison(request, start=fake)
+    for path in bench.glob("*.yaml"):
+        path.write_text(f"name: mine/{path.stem}\n{path.read_text()}")
+    run_comparison(request, start=fake)
+    assert len(fake.commands) == 4
+
+
+def test_a_checkpoint_of_another_run_holds_a_folder_but_an_empty_run_does_not(
+    bench: Path, reports: list[Path], tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "runs" / "npo")
+    run.update_manifest(identity={"recipe": "another"})
+    request = Request(str(bench), ("npo",))
+    (run.checkpoints / "checkpoint-2").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"1 of 1 cells cannot run.*what it was made with is not known"):
+        run_comparison(request, start=Fake())
+    (run.checkpoints / "checkpoint-2").rmdir()
+    run_comparison(request, start=Fake())
+
+
+def test_a_setting_is_not_said_to_be_left_out_where_it_is_refused(
+    bench: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ce_u has no beta: the recipe's would be left out, but the grid asks for it."""
+    path = bench / "npo.yaml"
+    path.write_text(path.read_text().replace("training:", "training:\n  beta: 0.2"))
+    request = Request(str(path), ("npo", "ce_u"), grid={"training.beta": [1, 2]})
+    with pytest.raises(UserError) as told:
+        run_comparison(request, start=Fake())
+    assert str(told.value).splitlines() == [
+        "ce_u has no setting 'beta', and --grid training.beta varies it (npo can have it); leave ce_u out, "
+        "or compare the others in a comparison of their own"
+    ]
+    assert "without" not in capsys.readouterr().out
 
 
 def test_a_launch_file_goes_to_every_run(bench: Path, reports: list[Path]) -> None:
@@ -297,7 +354,10 @@ def test_a_killed_comparison_goes_on(bench: Path, reports: list[Path]) -> None:
     assert set(statuses(folder).values()) == {"done"}
 
 
-def test_ctrl_c_stops_what_runs(bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_stops_what_runs(
+    bench: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said once, by the command itself."""
     told: list[str] = []
 
     def interrupted() -> int | None:
@@ -308,10 +368,12 @@ def test_ctrl_c_stops_what_runs(bench: Path, capsys: pytest.CaptureFixture[str])
             poll=interrupted, interrupt=lambda: told.append("interrupt"), stop=lambda: told.append("stop")
         )
 
-    with pytest.raises(KeyboardInterrupt):
-        run_comparison(Request(str(bench)), start=start, jobs=2)
+    monkeypatch.setattr(execute, "start_process", start)
+    assert command(monkeypatch, "compare", bench, "--jobs", 2) == 130
     assert told == ["interrupt", "interrupt", "stop", "stop"]
-    assert "the same command goes on" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[-1] == "error: interrupted; the same command goes on where it stopped"
+    assert "the same command" not in shown.out
     assert set(statuses(plan(Request(str(bench))).folder).values()) == {"pending"}
 
 

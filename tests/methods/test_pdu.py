@@ -16,6 +16,7 @@ from unlearnkit.methods.pdu import (
     DualVariable,
     MarginFlattening,
     PDUConfig,
+    PDUTrainer,
     margin_flattening,
 )
 from unlearnkit.training.logprobs import chunked
@@ -282,10 +283,26 @@ def test_wrong_settings(settings, message, tmp_path):
         PDUConfig(output_dir=str(tmp_path), **settings)
 
 
-def test_a_warm_up_that_never_ends_is_told(trained, caplog):
-    steps = logs(trained(dual_warmup_epochs=2.0, num_train_epochs=2))
+@pytest.mark.parametrize(
+    ("settings", "epochs"), [({"num_train_epochs": 2}, "2"), ({"max_steps": 5}, "1.66667")]
+)
+def test_a_warm_up_that_never_ends_is_told(trained, caplog, settings, epochs):
+    """10 rows, 4 a step: 3 steps are an epoch."""
+    steps = logs(trained(dual_warmup_epochs=2.0, **settings))
     assert {step["retain/alpha"] for step in steps} == {2.0}
-    assert "dual_warmup_epochs (2) is not below num_train_epochs (2), so alpha stays at" in caplog.text
+    told = f"dual_warmup_epochs (2) is not below the {epochs} epochs that are trained, so alpha stays"
+    assert caplog.text.count(told) == 1
+    trained(dual_warmup_epochs=2.0, max_steps=7)
+    trained(dual_warmup_epochs=2.0, dual_step=0.0, **settings)
+    assert caplog.text.count("dual_warmup_epochs") == 2, "the sentence names it twice"
+
+
+def test_the_composition_alone_says_nothing(caplog, tmp_path):
+    """It is made before the run too, to see what is read."""
+    trainer = object.__new__(PDUTrainer)
+    trainer.args = PDUConfig(output_dir=str(tmp_path), dual_warmup_epochs=2.0, num_train_epochs=2)
+    assert trainer.build_objective().streams == ("forget", "retain")
+    assert caplog.text == ""
 
 
 def test_the_published_settings(tmp_path):

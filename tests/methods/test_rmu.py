@@ -24,6 +24,7 @@ from unlearnkit.methods.rmu import (
     squared_distance,
 )
 from unlearnkit.models.tiny import create_model
+from unlearnkit.recipe import MixSpec
 from unlearnkit.training import hidden, reference
 from unlearnkit.training.objective import Step, WeightedSum, as_counts, count_streams, tap_of
 
@@ -328,7 +329,7 @@ def test_refused_before_a_model_is_loaded(settings, sentence, tmp_path):
     ({"parameters": ["down_proj", "c_fc"]},
      r"training\.parameters names 'c_fc', which matches nothing trainable in layers 0, 1 of this model; set "
      r"training\.parameters to some of: .*self_attn\.q_proj, .*mlp\.down_proj"),
-    ({"reference": "cached"}, r"needs reference hidden states .* use reference: auto or frozen, or ret"),
+    ({"reference": "cached"}, r"needs reference hidden states, .* use reference: auto or frozen, or ret"),
     ({"reference": "adapter_off"}, r"adapter_off, but no new LoRA adapter is trained"),
 ])  # fmt: skip
 def test_refused_before_training(make, settings, sentence):
@@ -348,3 +349,32 @@ def test_the_trainer_composes_terms_for_all_retain_streams(make):
         (2.0, "forget"), (5.0, "retain"),
     ]  # fmt: skip
     assert len(make(alpha=0.0).objective.terms) == 1
+
+
+def test_layers_that_are_frozen_stay_so_while_the_adapter_is_switched_off(make):
+    """The adapter of layer 0 is not trained. If switching it off for the reference brought its gradient back,
+    the norm by which all gradients are clipped would differ from that beside a frozen copy.
+    """
+    settings = {"layer": 1, "train_layers": [1], "max_grad_norm": 0.01, "num_train_epochs": 2}
+    norms, trained = [], []
+    for provider in ("adapter_off", "frozen"):
+        trainer = make(peft_config=lora(), reference=provider, **settings)
+        before = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
+        trainer.train()
+        assert [name for name, p in trainer.model.named_parameters() if p.requires_grad] == before
+        norms.append([step["grad_norm"] for step in logs(trainer)])
+        trained.append(before)
+    assert trained[0] == trained[1]
+    assert not any(".layers.0." in name for name in trained[0])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_a_first_step_without_forget_rows_is_no_mistake(make):
+    """The retain term has no gradient at the reference, and a step of a weighted mixture may hold nothing
+    else: that says nothing about what can be learned."""
+    mix = MixSpec(weights={"forget": 0.1, "retain": 0.9}, anchor=None)
+    trainer = make(mix=mix, per_device_train_batch_size=1, num_train_epochs=1)
+    trainer.train()
+    norms = [step["grad_norm"] for step in logs(trainer)]
+    assert norms[0] == 0.0
+    assert max(norms) > 0.0

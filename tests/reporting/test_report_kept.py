@@ -104,6 +104,27 @@ def test_the_retain_term_is_named(make: Any, tmp_path: Path, training: Any, says
     assert says in done(deletion(make, tmp_path / "run", training=training))
 
 
+@pytest.mark.parametrize(
+    ("method", "noted", "says"),
+    [
+        ("pdu", {"term": "nll", "weight": 100.0}, "With the retain term nll, weight 100"),
+        ("dpo", {"term": "none", "weight": 1.0}, "Without any retain term: nothing held"),
+        ("npo", {"term": "nll", "weight": 0.0}, "Without any retain term: nothing held"),
+        ("npo", {"term": "kl", "weight": 0.5}, "With the retain term kl, weight 0.5"),
+    ],
+)
+def test_the_manifest_says_which_retain_term_there_was(
+    make: Any, tmp_path: Path, method: str, noted: dict[str, Any], says: str
+) -> None:
+    """PDU logs alpha and slack too, and DPO neither names a term nor logs one."""
+    folder = deletion(make, tmp_path / "run", training={})
+    logged = {"step": 1, "retain/alpha": 100.0, "retain/nll": 0.1} if method == "pdu" else {"step": 1}
+    (folder / "log.jsonl").write_text(json.dumps(logged) + "\n")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "method": method, "retain": noted}))
+    assert says in done(folder)
+
+
 def test_a_log_without_a_retain_term_had_none(make: Any, tmp_path: Path) -> None:
     folder = deletion(make, tmp_path / "run", training={}, method="grad_ascent")
     (folder / "log.jsonl").write_text('{"step": 1, "forget/nll": 0.1}\n')

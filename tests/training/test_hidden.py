@@ -244,6 +244,18 @@ def test_sharded_layers_are_all_shown(monkeypatch):
     assert torch.equal(states, _expected(model, _batch(), 1)["forget"])
 
 
+def test_layers_are_sharded_where_anything_in_them_is():
+    """FSDP may wrap a layer, or what lies in it; its class is put before the module's own."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for place in ("", "mlp.down_proj"):
+        layers = _model().model.layers
+        assert not hidden._is_sharded(layers)
+        inside = layers[2].get_submodule(place)
+        inside.__class__ = type("Sharded", (FSDPModule, type(inside)), {})
+        assert hidden._is_sharded(layers)
+
+
 def test_a_layer_that_is_not_there_is_refused():
     with pytest.raises(ModelError, match=r"layer 7 .* the model's layers are 0 to 3; name one of these$"):
         _step(_model(), _batch(), Tap((1, 7), truncate=True)).hidden_states("forget", 1)

@@ -9,7 +9,9 @@ from unlearnkit.data.collate import StreamCollator
 from unlearnkit.data.formats import IGNORE
 from unlearnkit.methods.grad_ascent import GradAscent
 from unlearnkit.methods.npo import NPO
+from unlearnkit.training import logprobs
 from unlearnkit.training.objective import (
+    BoundReference,
     LossOutput,
     Needs,
     Objective,
@@ -183,3 +185,28 @@ def test_loss_outputs_do_not_share_their_metrics():
     one, other = LossOutput(torch.zeros(())), LossOutput(torch.zeros(()))
     one.metrics["x"] = torch.ones(())
     assert not other.metrics
+
+
+def test_a_live_reference_is_asked_once_for_both_sides_of_a_pair():
+    """One pass serves the parts of a stream; their values come back to the right rows."""
+    asked = []
+
+    class Live:
+        live = True
+
+        def token_logps(self, batch):
+            asked.append(len(batch["labels"]))
+            return -logprobs.batch_targets(batch).float()
+
+    rows = {
+        "pairs.chosen": [[1, 2, 3], [4, 5]],
+        "pairs.rejected": [[1, 6], [4, 7, 8]],
+        "retain": [[9, 10]],
+    }
+    item = {part: [{"input_ids": r, "labels": [-100, *r[1:]]} for r in some] for part, some in rows.items()}
+    batch = StreamCollator(tuple(rows), pad_id=0)([item])
+    bound = BoundReference(Live(), batch)
+    assert bound.sequence_logps("pairs.rejected").tolist() == [-6.0, -15.0]
+    assert bound.sequence_logps("pairs.chosen").tolist() == [-5.0, -5.0]
+    assert bound.sequence_logps("retain").tolist() == [-10.0]
+    assert asked == [4, 1]

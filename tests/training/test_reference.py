@@ -262,10 +262,8 @@ def test_the_cheapest_that_is_enough(setting, needs, fresh_adapter, expected):
 
 
 @pytest.mark.parametrize(("setting", "needs", "fresh_adapter", "sentence"), [
-    ("cached", LOGITS, False, r"needs reference logits .*retain: kl.* stores log-probs only; use "
-                              r"reference: auto or frozen, or retain: nll$"),
-    ("cached", STATES, True, r"needs reference hidden states .*retain: hidden.* stores log-probs only; use "
-                             r"reference: auto or frozen, or retain: nll$"),
+    ("cached", LOGITS, False, r"needs reference logits, .* log-probs only; use reference: auto or frozen$"),
+    ("cached", STATES, True, r"reference hidden states, .* log-probs only; use reference: auto or frozen$"),
     ("adapter_off", LOGPS, False, r"adapter_off, but no new LoRA adapter is trained; set model\.lora"),
     ("lazy", LOGPS, False, r"training\.reference is 'lazy'; use one of auto, cached, adapter_off, frozen$"),
 ])  # fmt: skip
@@ -275,7 +273,7 @@ def test_what_cannot_be_had_is_refused(setting, needs, fresh_adapter, sentence):
 
 
 def test_cached_with_kl_is_refused_before_training(npo):
-    with pytest.raises(RecipeError, match="retain: nll"):
+    with pytest.raises(RecipeError, match="frozen, or retain: nll in place of kl"):
         npo(reference="cached", retain="kl")
 
 
@@ -288,3 +286,18 @@ def test_a_float64_model_is_scored_too(tiny_model):
     )
     assert double.dtype == torch.float32
     torch.testing.assert_close(double, single, rtol=1e-5, atol=1e-5)
+
+
+def test_switching_an_adapter_off_trains_no_more_of_it(tiny_model):
+    """peft switches all gradients on when the adapter comes back, those of frozen layers too."""
+    from peft import get_peft_model
+
+    model = get_peft_model(tiny_model(), lora())
+    frozen = [p for name, p in model.named_parameters() if "lora_" in name and ".layers.0." in name]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained
+    with reference.without_adapter(model):
+        pass
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
-from helpers_training import assert_same_logs, data_sets, logs, lora, make_trainer
+from helpers_training import SETTINGS, assert_same_logs, data_sets, logs, lora, make_trainer
 from torch.nn import functional
 from transformers import TrainerCallback
 
@@ -331,3 +331,15 @@ def _steps(trainer):
         order.set_epoch(epoch)
         numbers = list(order)
         yield from (numbers[i : i + 2] for i in range(0, len(numbers), 2))
+
+
+def test_a_stream_may_be_given_by_its_name(tiny_model, tiny_tokenizer, fictional_rows, tmp_path):
+    """`pairs_dataset` as `forget_dataset`."""
+    from unlearnkit import DPOConfig, DPOTrainer
+
+    pairs = data_sets(fictional_rows)["pairs"]
+    args = DPOConfig(output_dir=str(tmp_path), **{**SETTINGS, "num_train_epochs": 1})
+    trainer = DPOTrainer(tiny_model(), args, pairs_dataset=pairs, processing_class=tiny_tokenizer)
+    assert list(trainer.tokenized) == ["pairs.chosen", "pairs.rejected"]
+    with pytest.raises(DataError, match=r"give data\.pairs in a recipe \(pairs_dataset in code\)"):
+        DPOTrainer(tiny_model(), args, train_dataset=pairs, processing_class=tiny_tokenizer)

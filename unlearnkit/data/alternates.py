@@ -61,16 +61,43 @@ def with_alternates(
     Raises:
         DataError: the column is there already, or rows for which no alternate answer was found.
     """
-    if ALTERNATES in data.column_names:
-        raise DataError(
-            f"data.forget has a column {ALTERNATES}, and data.alternates asks for new ones; leave out one of "
-            "them"
-        )
+    refuse_given(data)
     settings = dataclasses.asdict(spec)
     found = generate_alternates(
         model, tokenizer, data, template=Template.for_tokenizer(tokenizer, template), **settings
     )
     return data.add_column(ALTERNATES, found)
+
+
+def refuse_given(data: Dataset) -> None:
+    """Raise where the rows hold alternate answers already.
+
+    Raises:
+        DataError: names the column.
+    """
+    if ALTERNATES in data.column_names:
+        raise DataError(
+            f"data.forget has a column {ALTERNATES}, and data.alternates asks for new ones; leave out one of "
+            "them"
+        )
+
+
+def refuse_settings(temperature: float, top_p: float, prompt: str | None) -> None:
+    """Raise where the settings cannot work with any model.
+
+    Raises:
+        RecipeError: a `prompt` without {prompt}, or draws that could not differ.
+    """
+    if temperature <= 0 or not 0 < top_p <= 1:
+        raise RecipeError(
+            f"data.alternates draws at temperature {temperature} and top_p {top_p}, where no two draws could "
+            "differ; set the temperature above 0, and top_p above 0 and at most 1"
+        )
+    if prompt not in (None, "instruct") and "{prompt}" not in prompt:
+        raise RecipeError(
+            f"data.alternates.prompt is {prompt!r}, which holds no row's question; write {{prompt}} where "
+            "the question belongs ({answer} stands for the true answer), or use instruct"
+        )
 
 
 def write_alternates(data: Dataset, path: str | Path) -> None:
@@ -96,11 +123,7 @@ def generate_alternates(
         DataError: rows for which no alternate answer was found, or rows that ask nothing.
         RecipeError: a `prompt` without {prompt}, or draws that could not differ.
     """
-    if temperature <= 0 or not 0 < top_p <= 1:
-        raise RecipeError(
-            f"data.alternates draws at temperature {temperature} and top_p {top_p}, where no two draws could "
-            "differ; set the temperature above 0, and top_p above 0 and at most 1"
-        )
+    refuse_settings(temperature, top_p, prompt)
     sampling = Sampling(temperature, top_p, seed)
     rows = [with_answer(row, _true(row)) for row in data]
     questions = generation_questions("forget", _asking(rows, prompt), tokenizer, template)
@@ -144,11 +167,6 @@ def _asking(rows: Sequence[Mapping[str, Any]], prompt: str | None) -> list[dict[
     if prompt is None:
         return [dict(row) for row in rows]
     wording = INSTRUCTION if prompt == "instruct" else prompt
-    if "{prompt}" not in wording:
-        raise RecipeError(
-            f"data.alternates.prompt is {wording!r}, which holds no row's question; write {{prompt}} where "
-            "the question belongs ({answer} stands for the true answer), or use instruct"
-        )
     out = []
     for row in rows:
         asked = row["prompt"]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +33,10 @@ SHIPPED = Path(__file__).with_name("refusals.txt")
 class Answers(Protocol):
     """Where the answers of one part of a stream come from."""
 
+    @property
+    def source(self) -> str:
+        """Where they come from, in words, for manifests and reports."""
+
     def candidates(self, data: Dataset, where: str) -> list[list[Any]]:
         """Per row of `data` the answers (text, or chat messages) from which one is drawn.
 
@@ -49,6 +54,7 @@ class Refusals:
     """The same refusals for every row."""
 
     texts: tuple[str, ...]
+    source: str = field(default="the refusals that ship with UnlearnKit", compare=False, repr=False)
 
     @classmethod
     def load(cls, path: str | None = None) -> Refusals:
@@ -74,17 +80,32 @@ class Refusals:
                 "out to use the list that ships"
             )
         if len(texts) == 1:
-            logger.warning(
-                "training.refusals: %s holds one refusal only, so the model learns that sentence by heart "
-                "and its utility collapses to it; give several, or leave training.refusals out to use the "
-                "list that ships",
-                path,
-            )
-        return cls(texts)
+            _warn_of_one(str(path))
+        return cls(texts) if path is None else cls(texts, f"refusals: {path}")
 
     def candidates(self, data: Dataset, where: str) -> list[list[Any]]:
-        """Every refusal for every row."""
-        return [list(self.texts)] * len(data)
+        """Every refusal for every row, but for those that are the row's own answer."""
+        said = [levelled(text) for text in self.texts]
+        out: list[list[Any]] = [
+            [text for text, level in zip(self.texts, said, strict=True) if level != own]
+            for own in map(_own, data)
+        ]
+        if without := [i for i, refusals in enumerate(out) if not refusals]:
+            raise DataError(
+                f"{where}: {len(without)} row(s) have the only refusal as their own answer "
+                f"({listed_rows(without)}); give further refusals in training.refusals, or remove the rows"
+            )
+        return out
+
+
+@lru_cache
+def _warn_of_one(path: str) -> None:
+    """Once, though a list is read by the checks before a training as well."""
+    logger.warning(
+        "training.refusals: %s holds one refusal only, so the model learns that sentence by heart and its "
+        "utility collapses to it; give several, or leave training.refusals out to use the list that ships",
+        path,
+    )
 
 
 def _lines(file: Path) -> list[str]:
@@ -121,6 +142,11 @@ class AnswerColumn:
 
     column: str
 
+    @property
+    def source(self) -> str:
+        """The column's name."""
+        return f"column {self.column} of the same rows"
+
     def candidates(self, data: Dataset, where: str) -> list[list[Any]]:
         """The row's own answers in that column, blank ones left out."""
         if self.column not in data.column_names:
@@ -137,7 +163,8 @@ class AnswerColumn:
                 f"{where}: {len(empty)} row(s) have no {self.column} ({listed_rows(empty)}); fill them "
                 f"in or remove the rows{self._or_generate()}"
             )
-        if same := [i for i, (row, answers) in enumerate(zip(data, out, strict=True)) if _own(row, answers)]:
+        said = [{levelled(answer_text(answer)) for answer in answers} for answers in out]
+        if same := [i for i, row in enumerate(data) if _own(row) in said[i]]:
             raise DataError(
                 f"{where}: {len(same)} row(s) have their own answer as {self.column} ({listed_rows(same)}); "
                 "nothing could be told apart, so write another answer there or remove it"
@@ -158,9 +185,8 @@ def _as_list(value: Any) -> list[Any]:
     return [answer for answer in value if answer]
 
 
-def _own(row: Mapping[str, Any], answers: Iterable[Any]) -> bool:
-    """Whether one of the answers is the row's own."""
+def _own(row: Mapping[str, Any]) -> str | None:
+    """A row's own answer, levelled; None where it has none."""
     if row.get("completion") is None and not row.get("messages"):
-        return False
-    own = levelled(answer_text(prompt_and_answer(row)[1]))
-    return any(levelled(answer_text(answer)) == own for answer in answers)
+        return None
+    return levelled(answer_text(prompt_and_answer(row)[1]))

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unlearnkit.data.cells import listed_rows
 from unlearnkit.data.formats import Tokenized, refuse_equal_pairs, with_answer
 from unlearnkit.data.pairs import SIDES, as_pairs
+from unlearnkit.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,9 +79,9 @@ class StreamRows:
 
 
 def draw(counts: Sequence[int], *, epochs: int, seed: int, name: str) -> NDArray[np.int64]:
-    """int [epochs, rows]: which of a row's candidates is taken; the same one does not follow itself.
+    """int [epochs, rows]: which of a row's candidates is taken; none follows itself if there are others.
 
-    Every row goes through an order of its own, so that all of its candidates come before one comes again.
+    Every row goes through orders of its own, so that all of its candidates come before one comes again.
 
     Args:
         counts: candidates of each row, at least 1.
@@ -91,11 +93,13 @@ def draw(counts: Sequence[int], *, epochs: int, seed: int, name: str) -> NDArray
     table = np.empty((epochs, len(counts)), dtype=np.int64)
     first = hashed(len(counts), seed, "answer", name)
     for index, count in enumerate(counts):
-        for epoch in range(epochs):
-            passes, place = divmod(epoch, count)
-            if place == 0:
-                order = np.argsort(hashed(count, int(first[index]), passes), kind="stable")
-            table[epoch, index] = order[place]
+        last = -1
+        for start in range(0, epochs, count):
+            order = np.argsort(hashed(count, int(first[index]), start // count), kind="stable")
+            if order[0] == last and count > 1:
+                order[[0, 1]] = order[[1, 0]]
+            last = int(order[-1])
+            table[start : start + count, index] = order[: epochs - start]
     return table
 
 
@@ -129,6 +133,7 @@ def tokenize_parts(
         stream, _, kind = part.partition(".")
         data = streams[stream]
         if not kind:
+            refuse_pairs_alone(data, f"data.{part}")
             tokenized[part] = tokenize(data, part)
         elif kind in SIDES and part not in answers:
             pairs = as_pairs(data, f"data.{stream}")
@@ -140,6 +145,9 @@ def tokenize_parts(
         chosen, rejected = (tokenized.get(f"{stream}.{side}") for side in SIDES)
         if chosen is not None and rejected is not None:
             refuse_equal_pairs(chosen, rejected, stream, max_length)
+    for part, table in tables.items():
+        if (own := tokenized.get(stream_of(part))) is not None:
+            _refuse_own_answers(tokenized[part], own, table, part, max_length)
     return tokenized, {
         stream: StreamRows(
             {part: tokenized[part].rows for part in parts if stream_of(part) == stream},
@@ -147,6 +155,51 @@ def tokenize_parts(
         )
         for stream in streams_of(parts)
     }
+
+
+def check_parts(parts: Sequence[str], streams: Mapping[str, Dataset], answers: Mapping[str, Answers]) -> None:
+    """What can be known of the parts without a tokenizer.
+
+    Raises:
+        DataError: as `tokenize_parts`.
+    """
+    for part in parts:
+        stream, _, kind = part.partition(".")
+        if not kind:
+            refuse_pairs_alone(streams[stream], f"data.{stream}")
+        elif part in answers:
+            answers[part].candidates(streams[stream], f"data.{stream}")
+        else:
+            as_pairs(streams[stream], f"data.{stream}")
+
+
+def refuse_pairs_alone(data: Dataset, where: str) -> None:
+    """Raise where one answer is read, and the rows hold two without saying which.
+
+    Raises:
+        DataError: names the columns.
+    """
+    names = getattr(data, "column_names", ())
+    if "chosen" in names and not {"completion", "messages", "text"} & set(names):
+        raise DataError(
+            f"{where} holds preference pairs (chosen and rejected), but one answer a row is read from it; "
+            "name that answer with `columns: {completion: rejected}` (or chosen) beside its path, or give "
+            "the rows as data.pairs"
+        )
+
+
+def _refuse_own_answers(
+    drawn: Tokenized, own: Tokenized, table: NDArray[np.int64], part: str, max_length: int
+) -> None:
+    """Raise where cutting made a drawn answer the row's own, so that there is nothing to prefer."""
+    met = sorted({(int(place), index) for row in table for index, place in enumerate(row)})
+    same = [i for place, i in met if drawn.rows[place]["input_ids"] == own.rows[i]["input_ids"]]
+    if same:
+        raise DataError(
+            f"data.{stream_of(part)}: {len(set(same))} row(s) and an answer drawn for them ({part}) are the "
+            f"same tokens ({listed_rows(sorted(set(same)))}); raise data.max_length={max_length} if it cuts "
+            "off where they differ, or write another answer"
+        )
 
 
 def _drawn_rows(

@@ -10,6 +10,7 @@ from typing import Any
 
 from unlearnkit import lookup, shipped
 from unlearnkit.errors import RecipeError
+from unlearnkit.recipe import load_recipe
 from unlearnkit.run import shown_source
 from unlearnkit.strict import did_you_mean, field_hints
 from unlearnkit.yamlfile import read_document
@@ -87,19 +88,41 @@ class Benchmark:
         """The recipe for a method.
 
         Raises:
-            RecipeError: there is none, and none whose method could be replaced.
+            RecipeError: there is none, and none whose method could be replaced; or it unlearns nothing.
         """
         if self.base is not None and method in (self.base.stem, _values(self.base).get("method")):
             return Variant(method, _given(self.base))
-        if method in self.recipes:
-            return Variant(method, _given(self.recipes[method]))
+        own = self.recipes.get(method)
+        if "sft" in (method, own and _values(own).get("method")):
+            raise RecipeError(f"{method} makes target and retain models and unlearns nothing; leave it out")
+        if own is not None:
+            return Variant(method, _given(own))
         if self.base is None:
-            name, own = self.folder.name, [stem for stem in self.recipes if stem in self.methods()]
-            raise RecipeError(
-                f"{name} has no recipe for {method!r}{did_you_mean(method, own)} (to run it with the "
-                f"settings of another method, name that recipe, such as {name}/{own[0]})"
-            )
+            raise self._no_recipe(method)
         return _replaced(self.base, method)
+
+    def _no_recipe(self, method: str) -> RecipeError:
+        """What is said of a method that a folder has no recipe for."""
+        own = self.methods()
+        other = _given(self.recipes["npo" if "npo" in own else own[0]])
+        if "." in method or method in lookup.methods():
+            remedy = (
+                "leave it out, or run it with another method's settings: "
+                f"`unlearnkit compare {other} --methods {method}`"
+            )
+        else:
+            names = [*own, *lookup.methods()]
+            remedy = did_you_mean(method, names).removeprefix("; ") or f"it has {', '.join(own)}"
+        return RecipeError(f"{Path(other).parent} has no recipe for {method!r}; {remedy}")
+
+
+def known_settings(variant: Variant) -> set[str]:
+    """What `training` may hold for a variant; empty where its recipe cannot be read."""
+    try:
+        method = load_recipe(variant.recipe, variant.overrides, check_training=False).method
+        return set(field_hints(lookup.method(method).config))
+    except RecipeError:
+        return set()
 
 
 def _values(path: Path) -> dict[str, Any]:

@@ -41,10 +41,10 @@ def run_comparison(
         raise UserError(f"--jobs is {jobs}; it must be at least 1")
     launched = _launch_options(launch, processes)
     planned = plan(request)
-    for method, left_out in planned.left_out.items():
-        say(f"{method}: without {', '.join(left_out)} of {request.recipe}, which it does not have")
     if missing := [cell for cell in planned.cells if not finished(cell)]:
         check_cells(missing)
+    for method, left_out in planned.left_out.items():
+        say(f"{method}: without {', '.join(left_out)} of {request.recipe}, which it does not have")
     with RunDir(planned.folder).in_use():
         book = Book.open(planned)
         book.write()
@@ -77,9 +77,6 @@ def _run_missing(book: Book, jobs: int, launched: Sequence[str], start: Start | 
             watch = _Cells(book, display, {cell.name: cell for cell in cells})
             orders = [watch.order(cell, launched) for cell in cells if not watch.skips(cell, failed)]
             execute(orders, watch, jobs=jobs, start=start)
-    except KeyboardInterrupt:
-        say(f"Stopped; the same command goes on ({book.plan.folder})")
-        raise
     finally:
         book.write(time.perf_counter() - began)
 

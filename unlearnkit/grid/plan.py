@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from unlearnkit.errors import RecipeError, UserError
 from unlearnkit.files import fingerprint
-from unlearnkit.grid.benchmark import Benchmark, Variant
+from unlearnkit.grid.benchmark import Benchmark, Variant, known_settings
 from unlearnkit.grid.request import Request
 from unlearnkit.recipe import Recipe, load_recipe
 from unlearnkit.run import RunDir, is_place, own_settings, run_dir, runs_folder
@@ -73,6 +73,9 @@ def plan(request: Request) -> Plan:
             variants.append(benchmark.variant(method))
         except RecipeError as error:
             problems.append(str(error))
+    lacking = _lacking(variants, request)
+    variants = [variant for variant in variants if variant.method not in lacking]
+    problems += lacking.values()
     cells: dict[Path, Cell] = {}
     # Seed by seed, so that every method has a number soon.
     for seed in request.seeds:
@@ -81,7 +84,7 @@ def plan(request: Request) -> Plan:
                 try:
                     cell = _cell(variant, settings, seed, request)
                 except RecipeError as error:
-                    problems += explained(variant.method, error)
+                    problems += explained(variant.method, error, settings)
                     continue
                 other = cells.setdefault(cell.run.root, cell)
                 if other.recipe != cell.recipe:
@@ -103,14 +106,43 @@ def _settings(variants: Sequence[Variant], request: Request) -> list[str]:
             try:
                 load_recipe(variant.recipe, _overrides(variant, settings, request.seeds[0], request))
             except RecipeError as error:
-                problems += explained(variant.method, error)
+                problems += explained(variant.method, error, settings)
     return problems
 
 
-def explained(method: str, error: UserError) -> list[str]:
-    """The lines of a recipe's mistakes; what is wrong with an override is said of its method."""
-    lines = str(error).splitlines()
-    return [f"{method}: {line}" if line.startswith("override") else line for line in lines]
+def _lacking(variants: Sequence[Variant], request: Request) -> dict[str, str]:
+    """Method -> what to do about a setting that it lacks and another method has (else it is misspelt)."""
+    asked = {key: f"--grid {key} varies it" for key in request.grid}
+    asked |= {key: f"{key} is set for all" for key in (one.partition("=")[0] for one in request.settings)}
+    asked = {key: how for key, how in asked.items() if key.startswith("training.")}
+    known = {variant.method: known_settings(variant) for variant in variants if asked}
+    problems: dict[str, str] = {}
+    for key, how in asked.items():
+        name = key.split(".")[1]
+        having = [method for method, names in known.items() if name in names]
+        for method in known.keys() - having if having else ():
+            if known[method]:
+                problems[method] = (
+                    f"{method} has no setting {name!r}, and {how} ({', '.join(having)} can have it); leave "
+                    f"{method} out, or compare the others in a comparison of their own"
+                )
+    return problems
+
+
+def explained(method: str, error: UserError, axes: Collection[str] = ()) -> list[str]:
+    """The lines of a recipe's mistakes; what is wrong with an override is said of its method.
+
+    Args:
+        axes: settings that the grid varies; one that is unknown is so with every value, and said once.
+    """
+    lines = []
+    for line in str(error).splitlines():
+        found = re.match(r"override (['\"])([^=]+)=.*?\1: (unknown key .*)", line)
+        if found and found[2] in axes:
+            lines.append(f"{method}: --grid {found[2]}: {found[3]}")
+        else:
+            lines.append(f"{method}: {line}" if line.startswith("override") else line)
+    return lines
 
 
 def folder_of(request: Request) -> Path:

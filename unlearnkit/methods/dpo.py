@@ -10,7 +10,7 @@ do; RPO keeps the chosen one up.
 
 For alignment the pairs are a stream of their own (`preference: pairs`, TRL's columns `prompt`, `chosen`,
 `rejected`). For unlearning the rejected answer is the one to forget and the chosen one a refusal or an
-alternate answer (`preference: refusals` or `alternates`), with `retain: nll` beside it.
+alternate answer (`preference: refusals` or `alternates`); then `retain: nll` is the default beside it.
 
 Logged, under TRL's names: `rewards/chosen` and `rewards/rejected`, the mean of beta log(pi_theta / pi_ref);
 `rewards/margins` their difference; `rewards/accuracies` the share of pairs whose chosen reward is the larger

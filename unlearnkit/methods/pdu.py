@@ -25,6 +25,7 @@ checkpoint. Their `dual_update: epoch` runs the model over the data once more; o
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -205,12 +206,6 @@ class PDUTrainer(UnlearnTrainer):
     def build_objective(self) -> Objective:
         """The Lagrangian."""
         args = self.args
-        if args.dual_step > 0 and args.max_steps <= 0 and args.num_train_epochs <= args.dual_warmup_epochs:
-            logger.warning(
-                "training.dual_warmup_epochs (%g) is not below num_train_epochs (%g), so alpha stays at "
-                "retain_weight (%g) and nothing is bounded; lower dual_warmup_epochs",
-                args.dual_warmup_epochs, args.num_train_epochs, args.retain_weight,
-            )  # fmt: skip
         terms: list[tuple[float, Objective]] = [(args.forget_weight, MarginFlattening())]
         for stream in args.retain_streams:
             term = retain_term(args.retain, stream)
@@ -221,3 +216,24 @@ class PDUTrainer(UnlearnTrainer):
                 )  # fmt: skip
                 terms.append((1.0, Constrained(term, args.epsilon, alpha)))
         return WeightedSum(tuple(terms))
+
+    def remarks(self, epochs: float) -> list[str]:
+        """What to say about a training of that many passes over the data."""
+        args = self.args
+        if args.dual_step == 0 or epochs > args.dual_warmup_epochs + _ROUNDING:
+            return []
+        return [
+            f"training.dual_warmup_epochs ({args.dual_warmup_epochs:g}) is not below the {epochs:g} epochs "
+            f"that are trained, so alpha stays at retain_weight ({args.retain_weight:g}) and nothing is "
+            "bounded; lower dual_warmup_epochs"
+        ]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and say before if the warm-up will not end."""
+        epochs = float(self.args.num_train_epochs)
+        if self.args.max_steps > 0:
+            a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            epochs = self.args.max_steps / math.ceil(len(self.mix) / a_step)
+        for remark in self.remarks(epochs):
+            logger.warning(remark)
+        return super().train(*args, **kwargs)

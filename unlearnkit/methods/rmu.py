@@ -153,11 +153,9 @@ class Steering:
         """Draw u and measure the activations of the model as it is; a second training keeps them."""
         if self.vector_D is None:
             self.vector_D = control_vector(hidden.text_config(trainer.model).hidden_size, trainer.args.seed)
-            unit = (
-                1.0
-                if self.scale == "absolute"
-                else mean_activation_norm(trainer, self.known_layer, self.stream)
-            )
+            unit = 1.0
+            if self.scale == "activation":
+                unit = mean_activation_norm(trainer, self.known_layer, self.stream)
             self.coefficient = torch.tensor(self.c * unit)
             self.divisor = torch.tensor(unit**2 if self.scale == "activation" else len(self.vector_D))
 
@@ -287,11 +285,14 @@ class RMUTrainer(UnlearnTrainer):
         held = [(weight, HeldInPlace(self.steering, stream)) for stream in args.retain_streams if weight]
         return WeightedSum(((args.forget_weight, forget), *held))
 
+    def choose_layers(self, count: int) -> tuple[int, list[int]]:
+        """The layer that is steered and those that are trained, in a model of `count` layers."""
+        layer = steered_layer(self.args.layer, count)
+        return layer, trained_layers(self.args.train_layers, layer)
+
     def choose_parameters(self, model: Any) -> None:
         """Settle the layer, and freeze everything that is not selected by name."""
-        layer = steered_layer(self.args.layer, len(hidden.layer_list(model).layers))
-        self.steering.layer = layer
-        layers = trained_layers(self.args.train_layers, layer)
+        self.steering.layer, layers = self.choose_layers(len(hidden.layer_list(model).layers))
         chosen = set(choose_by_name(model, layers, self.args.parameters))
         for name, parameter in model.named_parameters():
             if name not in chosen:

@@ -58,6 +58,9 @@ def retain_term(run: RunView) -> RetainTerm | None:
     method = str(run.manifest.get("method") or run.recipe.get("method") or "")
     if not run.is_run or method == "sft":
         return None
+    if (noted := _mapping(run.manifest.get("retain"))).keys() >= {"term", "weight"}:
+        return _term(noted["term"], noted["weight"])
+    # Runs of earlier versions say it in their recipe or, where that leaves it to the method, in their log.
     training = _mapping(run.recipe.get("training"))
     weight = training.get("retain_weight", 1.0)
     weight = float(weight) if isinstance(weight, int | float) else 1.0
@@ -67,7 +70,11 @@ def retain_term(run: RunView) -> RetainTerm | None:
         name = "none"
     if name is None and method in _UNLEARNING_WITHOUT + _UNLEARNING_WITH:
         name = "none" if run.log or method in _UNLEARNING_WITHOUT else "nll"
-    return None if name is None else RetainTerm("none" if weight == 0 else str(name), weight)
+    return None if name is None else _term(name, weight)
+
+
+def _term(name: Any, weight: Any) -> RetainTerm:
+    return RetainTerm("none" if weight == 0 else str(name), float(weight))
 
 
 def retain_is_trained(run: RunView) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,21 +119,26 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 class RefuseZeroGradients(TrainerCallback):  # type: ignore[misc]
-    """Stops after the first backward pass if nothing would be learned.
+    """Stops after the first whole step if nothing would be learned.
 
     The usual cause is LoRA with checkpointing on inputs that require no gradient: the loss looks normal and
     the adapter stays as it was.
+
+    Args:
+        whole: whether the step held a target of every stream. In a weighted mixture one may lack the forget
+            set, and a retain term that compares with the reference model has no gradient as long as the model
+            is still that.
     """
 
-    def __init__(self, accelerator: Any) -> None:
+    def __init__(self, accelerator: Any, whole: Callable[[], bool]) -> None:
         self.accelerator = accelerator
+        self.whole = whole
         self.checked = False
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look once, at the first step; DeepSpeed keeps its gradients to itself."""
+        """Look until a gradient was seen; DeepSpeed keeps its gradients to itself."""
         if self.checked or self.accelerator.distributed_type == "DEEPSPEED":
             return
-        self.checked = True
         largest = torch.zeros((), device=self.accelerator.device)
         for parameter in kwargs["model"].parameters():
             if parameter.requires_grad and parameter.grad is not None:
@@ -140,5 +146,7 @@ class RefuseZeroGradients(TrainerCallback):  # type: ignore[misc]
                 if grad.numel():
                     # NaN counts as a gradient here: it is shown by the loss, not hidden by this check.
                     largest = torch.maximum(largest, torch.nan_to_num(grad.abs().max().float(), nan=1.0))
-        if float(self.accelerator.reduce(largest, reduction="sum")) == 0.0:
+        if float(self.accelerator.reduce(largest, reduction="sum")) > 0.0:
+            self.checked = True
+        elif self.whole():
             raise ModelError(NO_GRADIENT)

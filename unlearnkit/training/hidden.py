@@ -113,7 +113,8 @@ def _is_sharded(layers: Iterable[nn.Module]) -> bool:
         return False
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
-    return any(isinstance(layer, FSDPModule | FullyShardedDataParallel) for layer in layers)
+    kinds = FSDPModule | FullyShardedDataParallel
+    return any(isinstance(module, kinds) for layer in layers for module in layer.modules())
 
 
 @contextmanager

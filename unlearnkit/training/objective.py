@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unlearnkit.data.collate import TokenBatch
 from unlearnkit.data.formats import IGNORE
+from unlearnkit.data.parts import stream_of
 from unlearnkit.training import hidden, logprobs
 from unlearnkit.training.packing import packed_batch
 
@@ -254,9 +255,18 @@ class BoundReference:
             if stream in self._logits:
                 targets = logprobs.batch_targets(self._batch[stream])
                 self._logps[stream] = logprobs.label_logps(self._logits[stream], targets)
+            elif self._provider.live:
+                self._ask_with_sisters(stream)
             else:
                 self._logps[stream] = self._provider.token_logps(self._batch[stream])
         return self._logps[stream]
+
+    def _ask_with_sisters(self, stream: str) -> None:
+        """The parts of one stream (both sides of a pair) are wanted together, so one pass serves them."""
+        parts = {name: b for name, b in self._batch.items() if stream_of(name) == stream_of(stream)}
+        values_N = self._provider.token_logps(TokenBatch(**fuse(parts)))  # type: ignore[typeddict-item]
+        sizes = [len(logprobs.positions_of(b)) for b in parts.values()]
+        self._logps |= dict(zip(parts, torch.split(values_N, sizes), strict=True))
 
     def sequence_logps(self, stream: str) -> Tensor:
         """Summed over each answer: float32 [B]."""

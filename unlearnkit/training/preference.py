@@ -111,7 +111,7 @@ class ScaledPairConfig(PairConfig):
 class PreferenceConfig(PairConfig):
     """Settings of the methods that leave open where preferences come from.
 
-    Alignment (`preference: pairs`) needs no retain set, so there is no retain term until one is named.
+    Alignment (`preference: pairs`) needs no retain set, unlearning does: `retain: auto` goes by that.
     """
 
     preference: str = field(
@@ -122,7 +122,8 @@ class PreferenceConfig(PairConfig):
         default=None, metadata={"help": "A file of refusals, one a line; null: the list that ships."}
     )
     retain: str = field(
-        default="none", metadata={"help": "Retain term: none, nll, kl (reference to policy) or reverse_kl."}
+        default="auto",
+        metadata={"help": "Retain term: nll, kl, reverse_kl, none, or auto (none for pairs, else nll)."},
     )
 
     def __post_init__(self) -> None:
@@ -136,6 +137,8 @@ class PreferenceConfig(PairConfig):
                 f"training.refusals is {self.refusals!r}, but training.preference is {self.preference!r}, "
                 "which reads no refusals; set preference: refusals, or leave refusals out"
             )
+        if self.retain == "auto":
+            self.retain = "none" if self.preference == "pairs" else "nll"
         super().__post_init__()
 
     @property

@@ -33,7 +33,9 @@ _CACHE_FORMAT = 1
 
 
 class Reference(Protocol):
-    """Answers about one stream's batch, without gradient."""
+    """Answers about one stream's batch, without gradient; a live one asks a model for them."""
+
+    live: bool
 
     def logits(self, batch: TokenBatch) -> Tensor:
         """Logits at target positions: [N, V]."""
@@ -45,13 +47,14 @@ class Reference(Protocol):
         """Output of a decoder layer at the answers' tokens: [M, d]."""
 
 
-def choose(setting: str, needs: Needs, *, has_fresh_adapter: bool) -> str:
+def choose(setting: str, needs: Needs, *, has_fresh_adapter: bool, retain: str = "none") -> str:
     """The provider's name: "none", "cached", "adapter_off" or "frozen".
 
     Args:
         setting: `training.reference`; "auto" picks the cheapest.
         has_fresh_adapter: whether the trained parameters are an adapter that was put on the target model just
             now, so that switching it off gives the target model back.
+        retain: `training.retain`, for messages.
 
     Raises:
         RecipeError: the setting cannot give what the objective needs.
@@ -64,14 +67,11 @@ def choose(setting: str, needs: Needs, *, has_fresh_adapter: bool) -> str:
     if setting == "auto":
         return "cached" if not live else "adapter_off" if has_fresh_adapter else "frozen"
     if setting == "cached" and live:
-        what = (
-            "logits (as training.retain: kl does)"
-            if Needs.REFERENCE_LOGITS in needs
-            else "hidden states (as training.retain: hidden does)"
-        )
+        what = "logits" if Needs.REFERENCE_LOGITS in needs else "hidden states"
+        other = f", or retain: nll in place of {retain}" if retain in ("kl", "reverse_kl", "hidden") else ""
         raise RecipeError(
             f"this objective needs reference {what}, but training.reference: cached stores log-probs only; "
-            "use reference: auto or frozen, or retain: nll"
+            f"use reference: auto or frozen{other}"
         )
     if setting == "adapter_off" and not has_fresh_adapter:
         raise RecipeError(
@@ -91,6 +91,8 @@ def layers_needed(objective: Objective) -> int | None:
 class CachedLogps:
     """Log-probs that the collator put beside the tokens."""
 
+    live = False
+
     def logits(self, batch: TokenBatch) -> Tensor:
         """Not stored; `choose` never picks this provider for an objective that needs them."""
         raise RuntimeError("cached reference log-probs hold no logits")
@@ -108,6 +110,8 @@ class CachedLogps:
 
 class FrozenModel:
     """A second model that is never trained; `model` is in eval mode and requires no gradient."""
+
+    live = True
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -127,6 +131,22 @@ class FrozenModel:
         return logprobs.label_logps(self.logits(batch), logprobs.batch_targets(batch))
 
 
+@contextlib.contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """A PeftModel with its adapter switched off; what is trained of it stays as it was.
+
+    peft switches the gradient of every adapter on when it comes back, also of those that a method froze.
+    """
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, flag in trained:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
+
+
 class AdapterOff:
     """The policy with its adapter switched off, in eval mode.
 
@@ -134,6 +154,8 @@ class AdapterOff:
         model: the wrapped model, which is called.
         unwrapped: the PeftModel inside.
     """
+
+    live = True
 
     def __init__(self, model: Any, unwrapped: Any) -> None:
         self.model = model
@@ -144,7 +166,7 @@ class AdapterOff:
         was_training = self.unwrapped.training
         self.unwrapped.eval()
         try:
-            with self.unwrapped.disable_adapter():
+            with without_adapter(self.unwrapped):
                 yield
         finally:
             self.unwrapped.train(was_training)

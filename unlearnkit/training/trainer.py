@@ -73,7 +73,8 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         peft_config: train an adapter instead of the weights.
         eval_dataset: a data set, or a mapping of them, whose mean NLL per target token is reported as
         `eval_loss`.
-        others: passed on to `transformers.Trainer` (callbacks, optimizers, ...).
+        others: `NAME_dataset` is the stream NAME, such as `pairs_dataset`; the rest is passed on to
+        `transformers.Trainer` (callbacks, optimizers, ...).
 
     Raises:
         DataError, ModelError, RecipeError: before any training starts.
@@ -93,8 +94,10 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         self.args = args = args or UnlearnConfig(output_dir="unlearned")
         refuse_settings(args)
         self.objective = self.build_objective()
+        named = {key: others.pop(key) for key in tuple(others) if key.endswith("_dataset")}
+        further = {key.removesuffix("_dataset"): data for key, data in named.items()}
         chosen = chosen_streams(
-            {"forget": forget_dataset, "retain": retain_dataset, **(streams or {})},
+            {"forget": forget_dataset, "retain": retain_dataset, **further, **(streams or {})},
             streams_of(self.objective.streams),
             allow_overlap=args.allow_overlap,
         )
@@ -108,12 +111,13 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             max_length=args.max_length,
         )  # fmt: skip
         self.mix = StreamMix(rows, mix, seed=args.seed)
-        if isinstance(model, str):
-            model = load_model(model)
         self._has_fresh_adapter = peft_config is not None
         self.reference_name = reference.choose(
-            args.reference, self.objective.needs, has_fresh_adapter=self._has_fresh_adapter
-        )
+            args.reference, self.objective.needs, has_fresh_adapter=self._has_fresh_adapter,
+            retain=args.retain,
+        )  # fmt: skip
+        if isinstance(model, str):
+            model = load_model(model)
         #: Names the weights before training, which key the cached reference.
         self.target_fingerprint = model_fingerprint(model)
         model = with_adapter(model, peft_config, args)
@@ -132,10 +136,10 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         # A checkpoint is complete once the states of the terms are in it.
         for callback in (self._follow_epoch, KeepStates(self.objective), CompleteCheckpoints()):
             self.add_callback(callback)
-        for watch in (RefuseZeroGradients, KeepLogitsNarrow):
-            self.add_callback(watch(self.accelerator))
-        self._reference: reference.Reference | None = self._live_reference()
         self._step_metrics = StepMetrics(tuple(self.tokenized))
+        self.add_callback(RefuseZeroGradients(self.accelerator, lambda: bool(self._step_metrics.last.all())))
+        self.add_callback(KeepLogitsNarrow(self.accelerator))
+        self._reference: reference.Reference | None = self._live_reference()
         self._eval_sums = [0.0, 0.0]
 
     # ---- What a method says --------------------------------------------------------------------------------
@@ -320,7 +324,8 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         """Put reference log-probs beside the tokens of the streams that ask for them."""
         for stream in reference_streams(self.objective):
             data = self.tokenized[stream]
-            with self.model.disable_adapter() if self._has_fresh_adapter else contextlib.nullcontext():
+            adapter = self.model if self._has_fresh_adapter else None
+            with reference.without_adapter(adapter) if adapter is not None else contextlib.nullcontext():
                 scores = reference.cached_scores(
                     self.model, data.rows, data_fingerprint=data.fingerprint,
                     model_fingerprint=self.target_fingerprint, pad_id=pad_id(self.processing_class),

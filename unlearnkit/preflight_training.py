@@ -1,0 +1,42 @@
+"""What a training would stop at once its model is loaded, and that can be known before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unlearnkit.data.parts import check_parts, stream_of
+from unlearnkit.preflight import bare_trainer
+from unlearnkit.recipe import Recipe
+
+#: The part that the target model writes where the recipe asks for it.
+ALTERNATES = "forget.alternate"
+
+
+def refuse_unfit(recipe: Recipe, args: Any, streams: Mapping[str, Any]) -> None:
+    """Check the reference model that is asked for, and the answers of every part that is read.
+
+    Args:
+        streams: canonical rows; what could not be reached is missing.
+
+    Raises:
+        RecipeError: a reference that cannot give what the objective needs.
+        DataError: rows without the answers that are read from them.
+    """
+    from unlearnkit.training.reference import choose
+
+    trainer = bare_trainer(recipe, args)
+    objective = trainer.build_objective()
+    fresh = recipe.model.lora is not None
+    choose(args.reference, objective.needs, has_fresh_adapter=fresh, retain=args.retain)
+    later = ALTERNATES if recipe.data.alternates is not None else None
+    parts = [part for part in objective.streams if part != later and stream_of(part) in streams]
+    check_parts(parts, streams, trainer.build_answers())
+
+
+def answers_identity(recipe: Recipe, args: Any) -> dict[str, str]:
+    """Names the answers that stand in no stream's rows, such as a list of refusals, by their content."""
+    from unlearnkit.files import fingerprint
+
+    answers = bare_trainer(recipe, args).build_answers()
+    return {f"answers.{part}": fingerprint(repr(one)) for part, one in answers.items()}
