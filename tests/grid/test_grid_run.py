@@ -159,7 +159,9 @@ def _runs(pid: int) -> bool:
 
 def test_a_running_process_is_told_and_waited_for(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    words = [sys.executable, "-c", "import signal; print('up', flush=True); signal.pause()"]
+    # A shell's background job begins with SIGINT ignored, and so would what these tests start.
+    code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); print('up', flush=True); s.pause()"
+    words = [sys.executable, "-c", code]
     process = execute.start_process(words, log, dict(os.environ))
     while "up" not in log.read_text():
         time.sleep(0.01)

@@ -118,6 +118,8 @@ def test_beta_must_be_positive(beta, tmp_path):
 class _Fixed:
     """Reference log-probs that depend on the tokens alone."""
 
+    live = False
+
     def token_logps(self, batch):
         return -0.1 * logprobs.batch_targets(batch).double()
 
@@ -158,6 +160,8 @@ def test_the_gradient_at_the_reference_is_gradient_ascents_through_a_model(tiny_
     counts = as_counts(count_streams([batch], ("forget",), "cpu"), ("forget",))
 
     class Same:
+        live = True
+
         def token_logps(self, batch):
             out = logprobs.target_logits(model, batch)
             return logprobs.label_logps(out.logits_NV, out.targets_N).detach()
