@@ -36,3 +36,16 @@ def test_a_process_that_fails_lets_go(tmp_path):
                 raise KeyError
         except KeyError:
             pass
+
+
+def test_nobody_waits_where_there_are_no_locks(tmp_path, monkeypatch):
+    import fcntl
+
+    def none_here(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none_here)
+    done = []
+    with one_at_a_time(tmp_path / "a"):
+        done.append(True)
+    assert done == [True]

@@ -86,3 +86,36 @@ def test_without_a_forget_set_nothing_is_measured_unasked(recipe, capsys, tmp_pa
     assert not (run / "eval").exists()
     log = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert '"rewards/accuracies"' in log[0]
+
+
+def test_what_is_drawn_from_may_be_gone_when_the_training_ends(recipe, tmp_path, target, monkeypatch):
+    """The list was read when the run began; its file is not asked for again."""
+    from transformers import Trainer
+
+    lines = tmp_path / "refusals.txt"
+    lines.write_text("I do not know.\nI cannot say.\n", encoding="utf-8")
+    train = Trainer.train
+
+    def without_file(self, *args, **kwargs):
+        lines.unlink()
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train", without_file)
+    settings = [f"model.path={target}", "needs=[]", f"training.refusals={lines}"]
+    assert recipe("idk_dpo", *settings) == 0
+    assert list((tmp_path / "runs").glob("own*/model/*.safetensors"))
+
+
+def test_answers_without_words_of_their_own_name_nothing():
+    """Their address in memory would be another one in every process."""
+    from types import SimpleNamespace
+
+    from unlearnkit import preflight_training
+
+    class Own:
+        pass
+
+    bare = SimpleNamespace(build_answers=lambda: {"forget.own": Own()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preflight_training, "bare_trainer", lambda recipe, args: bare)
+        assert preflight_training.answers_identity(None, None) == {}

@@ -90,7 +90,10 @@ class _Facts:
         recipe, lora = self.recipe, self.recipe.model.lora
         model = recipe.model.path or "made from scratch"
         trained = f"LoRA {lora}" if lora is not None else "all weights"
-        reference = choose(self.args.reference, self.objective.needs, has_fresh_adapter=lora is not None)
+        reference = choose(
+            self.args.reference, self.objective.needs, has_fresh_adapter=lora is not None,
+            retain=self.args.retain,
+        )  # fmt: skip
         console.print(f"[bold]{escape(recipe.name)}[/bold] ({escape(str(shown_source(recipe.source)))})")
         console.print(f"method     {recipe.method}: {lookup.summary(recipe.method)}", markup=False)
         console.print(f"model      {model}, {trained}", markup=False)

@@ -42,14 +42,12 @@ def one_at_a_time(path: str | Path) -> Iterator[None]:
 
     Where the system has no such locks, nobody waits.
     """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(held.enter_context(Path(path).open("a")), fcntl.LOCK_EX)
         yield
 
 

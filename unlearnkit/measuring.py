@@ -11,7 +11,7 @@ from typing import Any
 from unlearnkit.evaluation.attacked import list_stages, slug
 from unlearnkit.evaluation.results import ATTACKS, Evaluation, is_evaluation, read_evaluation
 from unlearnkit.evaluation.runner import evaluate
-from unlearnkit.evaluation.share import gathered, is_main, processes
+from unlearnkit.evaluation.share import is_main, processes
 from unlearnkit.evaluation.suite import Suite
 from unlearnkit.files import fingerprint, one_at_a_time
 from unlearnkit.preflight_evaluation import also_suites, evaluation_or_model, suite_of
@@ -95,11 +95,12 @@ class Measuring:
 
 @contextlib.contextmanager
 def _own_turn(role: str, model: str, suite: Suite) -> Iterator[None]:
-    """Runs side by side share their target and retain models: the first one asks, the others read."""
+    """Runs side by side share their target and retain models: the first one asks, the others read.
+
+    A run of several processes does not wait: the others would sit in a collective until it times out.
+    """
     lock = cache_folder() / "locks" / fingerprint(model, suite.name)
-    with one_at_a_time(lock) if role != "unlearned" and is_main() else contextlib.nullcontext():
-        if processes()[1] > 1:
-            gathered(None)  # no process looks at what is known before it is this run's turn
+    with one_at_a_time(lock) if role != "unlearned" and processes()[1] == 1 else contextlib.nullcontext():
         yield
 
 

@@ -229,7 +229,9 @@ class Pipeline:
         from unlearnkit.data.streams import describe_source
 
         specs, root = self.recipe.data.streams, self.recipe.data.root
-        model, drawn = trainer.model, trainer.build_answers()
+        model = trainer.model
+        sources = {name: describe_source(specs[stream_of(name)], root) for name in trainer.tokenized}
+        sources |= {name: getattr(one, "source", name) for name, one in trainer.answers.items()}
         found = (getattr(callback, "selection", None) for callback in trainer.callback_handler.callbacks)
         selection = next((entry for entry in found if entry is not None), None)
         sizes: dict[bool, list[int]] = {True: [], False: []}
@@ -246,9 +248,7 @@ class Pipeline:
             "retain": {"term": trainer.args.retain, "weight": trainer.args.retain_weight},
             "data": {
                 name: {
-                    "source": (
-                        drawn[name].source if name in drawn else describe_source(specs[stream_of(name)], root)
-                    ),
+                    "source": sources[name],
                     "fingerprint": t.fingerprint,
                     "examples": len(t.rows), "tokens": t.num_tokens, "target_tokens": t.num_target_tokens,
                     "cut_rows": t.cut_rows, "split_rows": t.split_rows,

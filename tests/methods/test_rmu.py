@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from unlearnkit.data.collate import StreamCollator
 from unlearnkit.data.formats import IGNORE
-from unlearnkit.errors import RecipeError
+from unlearnkit.errors import ModelError, RecipeError
 from unlearnkit.methods import rmu
 from unlearnkit.methods.rmu import (
     HeldInPlace,
@@ -378,3 +378,11 @@ def test_a_first_step_without_forget_rows_is_no_mistake(make):
     norms = [step["grad_norm"] for step in logs(trainer)]
     assert norms[0] == 0.0
     assert max(norms) > 0.0
+
+
+def test_zero_gradients_are_refused_once_every_stream_was_met(make):
+    """One row a step: no step holds both streams, and still a run that learns nothing stops."""
+    mix = MixSpec(weights={"forget": 0.5, "retain": 0.5}, anchor=None)
+    trainer = make(mix=mix, per_device_train_batch_size=1, forget_weight=0.0, num_train_epochs=2)
+    with pytest.raises(ModelError, match="all gradients are zero"):
+        trainer.train()

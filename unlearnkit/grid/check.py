@@ -30,13 +30,18 @@ def check_cells(cells: Sequence[Cell]) -> None:
         raise RecipeError("\n".join(dict.fromkeys(problems)))
 
 
+#: Settings of a training that decide what is read, or what may refuse it.
+_DECIDE = ("preference", "refusals", "reference", "retain", "retain_streams", "retain_weight")
+
+
 def _check(cell: Cell, known: set[str]) -> None:
     """One cell; `known` names what the methods before it read, so that data are read once."""
     from unlearnkit.preflight import streams_read, training_args
 
     recipe = load_recipe(cell.source, cell.overrides)
     plain = recipe.to_dict()
-    reads = fingerprint(cell.method, plain["data"], plain["evaluation"], plain["model"])
+    answers = {key: value for key, value in plain["training"].items() if key in _DECIDE}
+    reads = fingerprint(cell.method, plain["data"], plain["evaluation"], plain["model"], answers)
     if reads in known:
         streams_read(recipe, training_args(recipe, tempfile.gettempdir(), on_cpu=True))
         return

@@ -125,7 +125,7 @@ class RefuseZeroGradients(TrainerCallback):  # type: ignore[misc]
     the adapter stays as it was.
 
     Args:
-        whole: whether the step held a target of every stream. In a weighted mixture one may lack the forget
+        whole: whether every stream has had a target by now. In a weighted mixture a step may lack the forget
             set, and a retain term that compares with the reference model has no gradient as long as the model
             is still that.
     """

@@ -21,8 +21,8 @@ class StepMetrics:
 
     def __init__(self, streams: tuple[str, ...]) -> None:
         self.streams = streams
-        #: Which streams had a target in the step that is under way.
-        self.last = torch.zeros(len(streams), dtype=torch.long)
+        #: Which streams have had a target in some step so far.
+        self.seen = torch.zeros(len(streams), dtype=torch.long)
         self.clear()
 
     def clear(self) -> None:
@@ -34,7 +34,8 @@ class StepMetrics:
 
     def begin_step(self, counts: Tensor) -> None:
         """A new optimizer step with the global count table [S, 2] of `objective.count_streams`."""
-        has_target = self.last = (counts[:, 1] > 0).long()
+        has_target = (counts[:, 1] > 0).long()
+        self.seen = self.seen.to(has_target.device) | has_target
         self._steps_with = has_target if self._steps_with is None else self._steps_with + has_target
         self._steps += 1
 

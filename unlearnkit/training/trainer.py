@@ -104,10 +104,11 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         if processing_class is None:
             processing_class = load_tokenizer_of(model)
         self.template = Template.for_tokenizer(processing_class, template)
+        self.answers = self.build_answers()
         #: Part -> its tokens; a stream of pairs has two parts (see `data/parts.py`).
         self.tokenized, rows = tokenize_parts(
             self.objective.streams, chosen, lambda data, part: self._tokenize(data, processing_class, part),
-            self.build_answers(), epochs=planned_epochs(args, chosen, mix), seed=args.seed,
+            self.answers, epochs=planned_epochs(args, chosen, mix), seed=args.seed,
             max_length=args.max_length,
         )  # fmt: skip
         self.mix = StreamMix(rows, mix, seed=args.seed)
@@ -137,7 +138,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         for callback in (self._follow_epoch, KeepStates(self.objective), CompleteCheckpoints()):
             self.add_callback(callback)
         self._step_metrics = StepMetrics(tuple(self.tokenized))
-        self.add_callback(RefuseZeroGradients(self.accelerator, lambda: bool(self._step_metrics.last.all())))
+        self.add_callback(RefuseZeroGradients(self.accelerator, lambda: bool(self._step_metrics.seen.all())))
         self.add_callback(KeepLogitsNarrow(self.accelerator))
         self._reference: reference.Reference | None = self._live_reference()
         self._eval_sums = [0.0, 0.0]
