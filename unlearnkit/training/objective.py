@@ -11,7 +11,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -70,6 +70,14 @@ class Objective(Protocol):
 
     def __call__(self, step: Step, batch: Batch) -> LossOutput:
         """Compute the loss on one micro-batch."""
+
+
+class ReadsHiddenStates(Protocol):
+    """What a term with HIDDEN_STATES among its needs says besides."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The decoder layers whose output it reads, counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +272,7 @@ class BoundReference:
     def _ask_with_sisters(self, stream: str) -> None:
         """The parts of one stream (both sides of a pair) are wanted together, so one pass serves them."""
         parts = {name: b for name, b in self._batch.items() if stream_of(name) == stream_of(stream)}
-        values_N = self._provider.token_logps(TokenBatch(**fuse(parts)))  # type: ignore[typeddict-item]
+        values_N = self._provider.token_logps(cast("TokenBatch", fuse(parts)))
         sizes = [len(logprobs.positions_of(b)) for b in parts.values()]
         self._logps |= dict(zip(parts, torch.split(values_N, sizes), strict=True))
 
@@ -316,8 +324,8 @@ def tap_of(objective: Objective) -> hidden.Tap | None:
     asking = [one for one in terms if Needs.HIDDEN_STATES in one.needs]
     if not asking:
         return None
-    layers: set[int] = {layer for one in asking for layer in one.layers}  # type: ignore[attr-defined]
-    return hidden.Tap(tuple(sorted(layers)), truncate=len(asking) == len(terms))
+    layers = sorted({layer for one in asking for layer in cast("ReadsHiddenStates", one).layers})
+    return hidden.Tap(tuple(layers), truncate=len(asking) == len(terms))
 
 
 def reference_streams(objective: Objective) -> tuple[str, ...]:
