@@ -25,7 +25,8 @@ SETTINGS: dict[str, Any] = {
 
 
 def data_sets(rows: Callable[[str], list[dict[str, Any]]]) -> dict[str, Any]:
-    """Streams with answers of unequal length: 10 to forget, 14 to keep; "train" has the same 10.
+    """Streams with answers of unequal length: 10 to forget, 14 to keep; "train" has the same 10, of which the
+    second word is a risky span.
 
     "pairs" prefers the answer to another question to the same 10; so do the alternate answers, three a row.
     """
@@ -38,7 +39,7 @@ def data_sets(rows: Callable[[str], list[dict[str, Any]]]) -> dict[str, Any]:
             [{**r, "alternate_answer": o} for r, o in zip(full[:10], other, strict=True)]
         ),
         "retain": Dataset.from_list(full[10:24]),
-        "train": Dataset.from_list(full[:10]),
+        "train": Dataset.from_list([{**r, "spans": [second_word(r["completion"])]} for r in full[:10]]),
         "pairs": Dataset.from_list(
             [
                 {"prompt": r["prompt"], "chosen": o[0], "rejected": r["completion"]}
@@ -46,6 +47,12 @@ def data_sets(rows: Callable[[str], list[dict[str, Any]]]) -> dict[str, Any]:
             ]
         ),
     }
+
+
+def second_word(text: str) -> dict[str, Any]:
+    """The span of a text's second word, of high risk."""
+    start = text.index(" ") + 1
+    return {"start": start, "end": start + len(text[start:].split()[0]), "risk": "high"}
 
 
 def make_trainer(

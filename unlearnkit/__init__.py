@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from unlearnkit.methods.alt_po import AltPOConfig as AltPOConfig, AltPOTrainer as AltPOTrainer
     from unlearnkit.methods.ce_u import CEUConfig as CEUConfig, CEUTrainer as CEUTrainer
     from unlearnkit.methods.dpo import DPOConfig as DPOConfig, DPOTrainer as DPOTrainer
+    from unlearnkit.methods.error_norm import ErrorNormConfig as ErrorNormConfig
+    from unlearnkit.methods.error_norm import ErrorNormTrainer as ErrorNormTrainer
+    from unlearnkit.methods.eslm import ESLMConfig as ESLMConfig, ESLMTrainer as ESLMTrainer
+    from unlearnkit.methods.goldfish import GoldfishConfig as GoldfishConfig
+    from unlearnkit.methods.goldfish import GoldfishTrainer as GoldfishTrainer
     from unlearnkit.methods.grad_ascent import GradAscentConfig as GradAscentConfig
     from unlearnkit.methods.grad_ascent import GradAscentTrainer as GradAscentTrainer
     from unlearnkit.methods.grad_diff import GradDiffConfig as GradDiffConfig
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from unlearnkit.methods.sat_imp import SatImpConfig as SatImpConfig, SatImpTrainer as SatImpTrainer
     from unlearnkit.methods.sft import SFTConfig as SFTConfig, SFTTrainer as SFTTrainer
     from unlearnkit.methods.simnpo import SimNPOConfig as SimNPOConfig, SimNPOTrainer as SimNPOTrainer
+    from unlearnkit.methods.slung import SLUNGConfig as SLUNGConfig, SLUNGTrainer as SLUNGTrainer
     from unlearnkit.methods.undial import UNDIALConfig as UNDIALConfig, UNDIALTrainer as UNDIALTrainer
     from unlearnkit.methods.wga import WGAConfig as WGAConfig, WGATrainer as WGATrainer
     # isort: on
@@ -35,6 +41,9 @@ _METHODS = {
     "alt_po": "AltPO",
     "ce_u": "CEU",
     "dpo": "DPO",
+    "error_norm": "ErrorNorm",
+    "eslm": "ESLM",
+    "goldfish": "Goldfish",
     "grad_ascent": "GradAscent",
     "grad_diff": "GradDiff",
     "idk_dpo": "IdkDPO",
@@ -45,6 +54,7 @@ _METHODS = {
     "sat_imp": "SatImp",
     "sft": "SFT",
     "simnpo": "SimNPO",
+    "slung": "SLUNG",
     "undial": "UNDIAL",
     "wga": "WGA",
 }

@@ -97,7 +97,7 @@ class _Facts:
         console.print(f"[bold]{escape(recipe.name)}[/bold] ({escape(str(shown_source(recipe.source)))})")
         console.print(f"method     {recipe.method}: {lookup.summary(recipe.method)}", markup=False)
         console.print(f"model      {model}, {trained}", markup=False)
-        if recipe.method != "sft":
+        if "forget" in recipe.data.streams or self.args.retain != "none":
             console.print(f"retain     {self.args.retain}, weight {self.args.retain_weight:g}")
         console.print(f"reference  {_REFERENCES[reference]}")
 
@@ -124,6 +124,10 @@ class _Facts:
                     escape(describe_source(specs, data.root)),
                 )  # fmt: skip
         console.print(table)
+        for part, t in counted.items():
+            if t.chosen is not None:
+                console.print(f"selected   {part}: {t.chosen}", markup=False)
+                self.notes += t.chosen.remarks
         self._print_steps(rows or streams)
 
     def _tokenized(self, streams: dict[str, Any], tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -132,6 +136,7 @@ class _Facts:
         from unlearnkit.data.parts import tokenize_parts
         from unlearnkit.models.tiny import train_tokenizer
         from unlearnkit.training.prepare import planned_epochs
+        from unlearnkit.training.selective import data_selectors
 
         if tokenizer is None or not streams:
             return {}, {}
@@ -151,7 +156,8 @@ class _Facts:
         return tokenize_parts(
             parts, streams,
             lambda rows, part: tokenize_stream(
-                rows, tokenizer, template, max_length=data.max_length, truncate=data.truncate, name=part
+                rows, tokenizer, template, max_length=data.max_length, truncate=data.truncate, name=part,
+                selectors=data_selectors(self.objective, part),
             ),
             bare_trainer(self.recipe, self.args).build_answers(),
             epochs=planned_epochs(self.args, {s: streams[s] for s in read}, mix_of(self.recipe, read)),

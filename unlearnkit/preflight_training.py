@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unlearnkit.data.parts import check_parts, stream_of
+from unlearnkit.data.token_stats import check_selectors
 from unlearnkit.preflight import bare_trainer
 from unlearnkit.recipe import Recipe
 
@@ -24,6 +25,7 @@ def refuse_unfit(recipe: Recipe, args: Any, streams: Mapping[str, Any]) -> None:
         DataError: rows without the answers that are read from them.
     """
     from unlearnkit.training.reference import choose
+    from unlearnkit.training.selective import data_selectors
 
     trainer = bare_trainer(recipe, args)
     objective = trainer.build_objective()
@@ -32,6 +34,8 @@ def refuse_unfit(recipe: Recipe, args: Any, streams: Mapping[str, Any]) -> None:
     later = ALTERNATES if recipe.data.alternates is not None else None
     parts = [part for part in objective.streams if part != later and stream_of(part) in streams]
     check_parts(parts, streams, trainer.build_answers())
+    for part in parts:
+        check_selectors(data_selectors(objective, part), streams[stream_of(part)], f"data.{part}")
 
 
 def answers_identity(recipe: Recipe, args: Any) -> dict[str, str]:

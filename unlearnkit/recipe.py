@@ -49,13 +49,15 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """One source of examples. `rows` is a Python slice such as "::2"; `limit` counts examples after it."""
+    """One source of examples. `rows` is a Python slice such as "::2"; `join` makes one text of the answers of
+    that many consecutive rows; `limit` counts examples after both."""
 
     path: str | None = None
     name: str | None = None
     split: str = "train"
     columns: dict[str, str] | None = None
     rows: str | None = None
+    join: int | None = field(default=None, metadata={"least": 1})
     limit: int | None = field(default=None, metadata={"least": 1})
     sample_by: Literal["line", "paragraph", "document"] = "line"
     revision: str | None = None
@@ -107,17 +109,40 @@ class AlternatesSpec:
 
 
 @dataclass(frozen=True)
+class AnnotateSpec:
+    """Who finds the risky stretches of texts (see `data/annotators.py`), and of which class they are.
+
+    Exactly one of `names` (a list, or a file with one a line), `patterns` (regular expressions), `classifier`
+    (a folder or hub id, with the `label` whose score counts and `thresholds` by class) and `call`
+    (package.module:function). `streams`: null for every stream that the method reads.
+    """
+
+    names: str | list[str] | None = None
+    parts: bool | None = None
+    ignore_case: bool | None = None
+    patterns: list[str] | None = None
+    classifier: str | None = None
+    label: str | None = None
+    thresholds: dict[str, float] | None = None
+    call: str | None = None
+    risk: str | None = None
+    streams: list[str] | None = None
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """The streams by name (each a list of sources, concatenated), and how they become examples.
 
-    `alternates`: the target model writes alternate answers to the forget set before it is trained.
-    `max_length` is in tokens. `root` (a folder, a hub id, `fictional`) serves streams that have only a name.
+    `annotate`: who finds risky stretches in them. `alternates`: the target model writes alternate answers to
+    the forget set before it is trained. `max_length` is in tokens. `root` (a folder, a hub id, `fictional`)
+    serves streams that have only a name.
     """
 
     streams: dict[str, list[StreamSpec]] = field(default_factory=dict)
     root: str | None = None
     mix: MixSpec = field(default_factory=MixSpec)
     template: TemplateSpec = field(default_factory=TemplateSpec)
+    annotate: list[AnnotateSpec] | None = None
     alternates: AlternatesSpec | None = None
     max_length: int = field(default=512, metadata={"least": 2})
     truncate: bool = False

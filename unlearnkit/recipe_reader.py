@@ -11,6 +11,7 @@ from typing import Any
 from unlearnkit import lookup, shipped
 from unlearnkit.errors import RecipeError
 from unlearnkit.recipe import DataSpec, MixSpec, ModelSpec, Recipe, StreamSpec
+from unlearnkit.recipe_annotate import annotate_section
 from unlearnkit.recipe_evaluation import evaluation_section, suites_named
 from unlearnkit.strict import Reader, did_you_mean, field_hints, nearest
 from unlearnkit.yamlfile import Keys, read_document, show
@@ -161,7 +162,7 @@ def _data(reader: Reader, value: Any) -> DataSpec | None:
         found = "is missing" if value is None else f"must be a section of keys, found {show(value)}"
         reader.problem(keys, f"data {found}; write data: {{forget: FILE OR HUB ID}}")
         return None
-    settings = {key: value[key] for key in _DATA_SETTINGS if key in value and key != "mix"}
+    settings = {key: value[key] for key in _DATA_SETTINGS if key in value and key not in ("mix", "annotate")}
     if settings.get("template", ...) is None:
         del settings["template"]
     spec = reader.section(DataSpec, settings, keys)
@@ -171,7 +172,8 @@ def _data(reader: Reader, value: Any) -> DataSpec | None:
             streams[name] = _stream(reader, sources, (*keys, name), value.get("root"))
     unset = [name for name, sources in value.items() if name not in _DATA_SETTINGS and sources is None]
     mix = _mix(reader, value.get("mix") or {}, list(streams), unset)
-    return dataclasses.replace(spec, streams=streams, mix=mix) if spec and mix else None
+    annotate = annotate_section(reader, value.get("annotate"), (*streams, *unset))
+    return dataclasses.replace(spec, streams=streams, mix=mix, annotate=annotate) if spec and mix else None
 
 
 def _stream(reader: Reader, value: Any, keys: Keys, root: Any) -> list[StreamSpec]:

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
-from unlearnkit.data.mixing import EpochOrder, StreamMix, _splitmix64, permutation
+from unlearnkit.data import permutations
+from unlearnkit.data.mixing import EpochOrder, StreamMix
+from unlearnkit.data.permutations import _splitmix64, permutation
 from unlearnkit.errors import RecipeError
 from unlearnkit.recipe import MixSpec
 
@@ -287,7 +289,7 @@ def test_grouping_by_length_saves_padding():
 
 
 def test_another_process_draws_the_same():
-    code = "from unlearnkit.data.mixing import permutation; print(permutation(9, 5, 'a', 2).tolist())"
+    code = "from unlearnkit.data.permutations import permutation; print(permutation(9, 5, 'a', 2).tolist())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert other.strip() == str(permutation(9, 5, "a", 2).tolist())
 
@@ -309,3 +311,47 @@ def test_tokens_seen_do_not_depend_on_the_split(epoch):
     assert orders[0].tokens_seen(4) == whole
     assert orders[0].tokens_seen(0) == 0 < orders[0].tokens_seen(3) < whole
     assert all(one.epoch == epoch for one in orders)
+
+
+@quick
+@given(
+    forget=size, retain=size, other=size, seed=seed, policy=policy, ratio=ratio, epoch=st.integers(0, 9),
+    weighted=st.booleans(), data=st.data(),
+)  # fmt: skip
+def test_lengths_and_tokens_of_some_items(forget, retain, other, seed, policy, ratio, epoch, weighted, data):
+    """They are found for many items at once, without reading a row; here item by item, from the rows."""
+    if weighted:
+        spec = MixSpec(weights={"forget": ratio, "other": 1.0}, epoch_size=50, epoch_policy=policy)
+    else:
+        spec = MixSpec(ratios={"retain": ratio}, epoch_policy=policy)
+    mix = mixture(spec, seed=seed, forget=forget, retain=retain, other=other)
+    items = np.asarray(data.draw(st.lists(st.integers(0, len(mix) - 1))), dtype=np.int64)
+    sizes = [
+        [len(r["input_ids"]) for rows in mix[epoch * len(mix) + i].values() for r in rows]
+        for i in items.tolist()
+    ]
+    assert mix.lengths(epoch, items).tolist() == [max(one, default=0) for one in sizes]
+    assert mix.tokens(epoch, items) == sum(map(sum, sizes))
+
+
+def test_an_epoch_looks_at_the_lengths_of_a_step_when_it_comes_to_it(monkeypatch):
+    asked = []
+    mix = mixture(forget=100, retain=30)
+    lengths = mix.lengths
+    monkeypatch.setattr(
+        mix, "lengths", lambda epoch, items=None: asked.append(items) or lengths(epoch, items)
+    )
+    taken = iter(order(mix, micro=2, batches=5))
+    assert [next(taken) for _ in range(11)]
+    assert [len(items) for items in asked] == [10, 10]
+
+
+def test_long_permutations_are_not_all_remembered():
+    permutations._remembered.clear()
+    for key in range(8):
+        permutation(permutations._MOST_NUMBERS // 4, key)
+    kept = list(permutations._remembered)
+    assert [key for _, key in kept] == [4, 5, 6, 7], "four of them hold as many numbers as are allowed"
+    small = [permutation(9, key) for key in range(100)]
+    assert len(permutations._remembered) == permutations._MOST
+    assert permutation(9, 99) is small[99]

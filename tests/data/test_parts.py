@@ -10,7 +10,8 @@ from unlearnkit.data.answers import AnswerColumn, Refusals
 from unlearnkit.data.collate import StreamCollator
 from unlearnkit.data.columns import canonical
 from unlearnkit.data.formats import Template, tokenize_stream
-from unlearnkit.data.mixing import StreamMix, anchor_of
+from unlearnkit.data.mixing import StreamMix
+from unlearnkit.data.pairing import anchor_of
 from unlearnkit.data.parts import StreamRows, draw, stream_of, streams_of, tokenize_parts
 from unlearnkit.errors import DataError
 from unlearnkit.recipe import MixSpec
@@ -117,7 +118,7 @@ def test_alternates_belong_to_their_row(parts, answer_of):
     _, rows = parts(("forget", "forget.alternate"), {"forget.alternate": AnswerColumn("alternate_answer")})
     for epoch in range(4):
         for i in range(4):
-            assert answer_of(rows["forget"].at(i, epoch)["forget.alternate"]) in (f"A{i}", f"B{i}")
+            assert answer_of(rows["forget"].at(i, epoch)["forget.alternate"][0]) in (f"A{i}", f"B{i}")
 
 
 def test_a_draw_takes_every_candidate_before_one_comes_again():

@@ -11,6 +11,7 @@ import datasets
 import pytest
 
 from unlearnkit.data.columns import canonical, content_id
+from unlearnkit.data.documents import joined
 from unlearnkit.data.streams import describe_source, load_stream
 from unlearnkit.errors import DataError, UserError
 from unlearnkit.recipe import StreamSpec
@@ -159,6 +160,55 @@ def test_a_slice_that_is_none(tmp_path, rows):
     path = write(tmp_path / "rows.jsonl", ROWS)
     with pytest.raises(DataError, match=r"data\.forget\.rows is .*; write a slice such as 0:100"):
         load_stream(spec(path, rows=rows), name="forget")
+
+
+@pytest.mark.parametrize(
+    ("rows", "limit", "texts"),
+    [
+        (None, None, ["Ana is a writer. Bo is a writer. Cy is a writer.", "Di is a writer."]),
+        (None, 1, ["Ana is a writer. Bo is a writer. Cy is a writer."]),
+        ("::-1", None, ["Di is a writer. Cy is a writer. Bo is a writer.", "Ana is a writer."]),
+        ("1:3", 5, ["Bo is a writer. Cy is a writer."]),
+    ],
+)
+def test_answers_joined_to_documents(tmp_path, rows, limit, texts):
+    """`rows` first, then `join`, then `limit`, which counts documents."""
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    table = load_stream(spec(path, rows=rows, join=3, limit=limit))
+    assert table.column_names == ["text", "example_id"]
+    assert list(table["text"]) == texts
+    assert list(table["example_id"]) == [content_id({"text": text}) for text in texts]
+
+
+def test_documents_are_the_same_however_many_rows_are_read_at_a_time():
+    table = canonical(datasets.Dataset.from_list([{"text": str(i)} for i in range(2500)]))
+    for every in (1, 7, 999, 1001, 3000):
+        texts = list(joined(table, every, "here")["text"])
+        assert [text.split() for text in texts] == [
+            [str(i) for i in range(start, min(start + every, 2500))] for start in range(0, 2500, every)
+        ]
+
+
+def test_messages_are_joined_by_what_the_assistant_says_last_and_spans_move_along():
+    chats = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": c}] for c in ("One", "Two")]
+    texts = joined(canonical(datasets.Dataset.from_list([{"messages": c} for c in chats])), 2, "here")
+    assert list(texts["text"]) == ["One Two"]
+    marked = datasets.Dataset.from_list(
+        [
+            {"text": "Ana is here.", "spans": [{"start": 0, "end": 3, "risk": "name"}]},
+            {"text": "Is Bo?", "spans": [{"start": 3, "end": 5, "risk": "name"}]},
+        ]
+    )
+    text, spans = (joined(marked, 2, "here")[0][c] for c in ("text", "spans"))
+    assert [text[s["start"] : s["end"]] for s in spans] == ["Ana", "Bo"]
+
+
+def test_pairs_are_not_joined(tmp_path):
+    path = write(tmp_path / "p.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    with pytest.raises(
+        DataError, match=r"data\.pairs .*preference pairs.*completion: chosen.*leave out `join`"
+    ):
+        load_stream(spec(path, join=2), name="pairs")
 
 
 # Columns

@@ -22,6 +22,12 @@ class TokenBatch(TypedDict, total=False):
     `reference_logps` (float32 [B, T], aligned with `labels`) are there when reference log-probs were computed
     beforehand.
 
+    Where selectors chose among the targets (see `data/token_stats.py`): `candidates` (int64 [B]) are the
+    targets of each row before; `unlearned` (int64 [U]) says which of the N targets are unlearned.
+    Where the model's numbers decide, and were looked at beforehand, `target_weights` (float32 [N]) say how
+    much each target counts, and `target_totals` (float32 [2]) what the weights of the global batch sum up to:
+    all of them, and those of what is learned.
+
     Where rows are packed (see `training/packing.py`): `packed_positions` (int64 [N]) are the target positions
     in the packed lines. `packed_lines` (int64 [2, R, L], in the first stream of a batch, for all its streams)
     says of each packed token where it lies in the padded rows of all streams, and its position in its row.
@@ -33,6 +39,10 @@ class TokenBatch(TypedDict, total=False):
     target_positions: Tensor
     position_ids: Tensor
     reference_logps: Tensor
+    candidates: Tensor
+    unlearned: Tensor
+    target_weights: Tensor
+    target_totals: Tensor
     packed_positions: Tensor
     packed_lines: Tensor
 
@@ -61,6 +71,10 @@ def pad_rows(
         batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
     if rows and "reference_logps" in rows[0]:
         batch["reference_logps"] = padded("reference_logps", 0.0, torch.float32)
+    if rows and "candidates" in rows[0]:
+        batch["candidates"] = torch.tensor([row["candidates"] for row in rows])
+        marks_N = padded("unlearn", 0.0, torch.long).flatten()[batch["target_positions"] + 1]
+        batch["unlearned"] = marks_N.nonzero()[:, 0]
     return batch
 
 

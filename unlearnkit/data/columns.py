@@ -3,7 +3,7 @@
 The shapes have TRL's names: `prompt` + `completion`, `messages`, `prompt` + `chosen` + `rejected`, or `text`.
 Each of `prompt`, `completion`, `chosen` and `rejected` may be text or a list of chat messages. TOFU's
 `question` / `answer` become `prompt` / `completion`. The evaluation columns `paraphrased_answer`,
-`perturbed_answer` and `paraphrased_question` stay, and so does `alternate_answer`.
+`perturbed_answer` and `paraphrased_question` stay, and so do `alternate_answer` and the risky `spans`.
 
 Where `chosen` and `rejected` stand beside a completion or messages, they stay as they are, so that one table
 serves both uses; `data/pairs.py` checks them where they are read as pairs.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnkit.data.cells import filled, is_empty, is_well_formed, listed_rows
 from unlearnkit.data.pairs import SIDES, as_pairs
+from unlearnkit.data.spans import SPANS
 from unlearnkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ ALIASES = {"question": "prompt", "answer": "completion"}
 #: The column of answers to train on in place of a row's own.
 ALTERNATES = "alternate_answer"
 _SHAPES = (("prompt", "completion"), ("messages",), SIDES, ("text",))
-_EXTRA = (*EVALUATION_COLUMNS, ALTERNATES)
+_EXTRA = (*EVALUATION_COLUMNS, ALTERNATES, SPANS)
 _CANONICAL = ("prompt", "completion", "messages", "text", *SIDES, "example_id", *_EXTRA)
 
 

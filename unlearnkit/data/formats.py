@@ -7,93 +7,24 @@ Labels are -100 on the prompt and equal to `input_ids` on the answer and on one 
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
-from unlearnkit.data.cells import listed_rows
+from unlearnkit.data.cells import answer_text, listed_rows
+from unlearnkit.data.encoding import Tokens, encode_document, encode_pair, pieces
+from unlearnkit.data.encoding import tokenize_pair as tokenize_pair
+from unlearnkit.data.spans import Span, spans_of
 from unlearnkit.data.template import Template as Template
+from unlearnkit.data.token_rows import IGNORE as IGNORE
+from unlearnkit.data.token_rows import Chosen as Chosen
+from unlearnkit.data.token_rows import Tokenized as Tokenized
+from unlearnkit.data.token_rows import TokenRow as TokenRow
+from unlearnkit.data.token_stats import ExampleStats, Selector, combined, reads_text
 from unlearnkit.errors import DataError
-from unlearnkit.files import fingerprint
 
-IGNORE = -100
-
-
-class TokenRow(TypedDict):
-    """One example as tokens; `labels` are unshifted and have the length of `input_ids`."""
-
-    example_id: str
-    input_ids: list[int]
-    labels: list[int]
-
-
-@dataclass
-class Tokenized:
-    """Token rows of one stream, and what was noticed on the way."""
-
-    rows: list[TokenRow]
-    #: Rows whose prompt tokens were no prefix of the whole text's tokens: prompt and answer were tokenised
-    #: apart.
-    split_rows: int = 0
-    #: Rows that were cut to `max_length` (only with `truncate`).
-    cut_rows: int = 0
-    lengths: list[int] = field(default_factory=list)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all rows."""
-        return sum(len(r["input_ids"]) for r in self.rows)
-
-    @property
-    def num_target_tokens(self) -> int:
-        """Tokens that count in a loss."""
-        return sum(sum(label != IGNORE for label in r["labels"][1:]) for r in self.rows)
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the exact tokens and labels; with the model's it names every log-prob computed from them."""
-        return fingerprint([(r["example_id"], r["input_ids"], r["labels"]) for r in self.rows])
-
-
-def tokenize_pair(
-    tokenizer: Any, prompt_text: str, answer_text: str, *, chat: bool
-) -> tuple[list[int], list[int], bool]:
-    """(prompt ids, answer ids with exactly one EOS at the end, whether the prompt was a prefix of the whole).
-
-    The whole text is tokenised at once, as at training time elsewhere, and the prompt is masked by prefix.
-    Where the prompt's tokens are no prefix (a merge across the border), both sides are tokenised apart, which
-    is what generation sees.
-    """
-    special = not chat  # a chat template writes its own BOS
-    prompt_ids = list(tokenizer(prompt_text, add_special_tokens=special)["input_ids"])
-    whole_ids = list(tokenizer(prompt_text + answer_text, add_special_tokens=special)["input_ids"])
-    if special:  # in a chat an EOS at the end of the prompt is the template's own
-        prompt_ids, whole_ids = _without_eos(tokenizer, prompt_ids), _without_eos(tokenizer, whole_ids)
-    is_prefix = whole_ids[: len(prompt_ids)] == prompt_ids
-    answer_ids = (
-        whole_ids[len(prompt_ids) :]
-        if is_prefix
-        else list(tokenizer(answer_text, add_special_tokens=False)["input_ids"])
-    )
-    return prompt_ids, _one_eos(tokenizer, answer_ids, chat), is_prefix
-
-
-def _without_eos(tokenizer: Any, ids: Sequence[int]) -> list[int]:
-    """Drop an EOS that the tokenizer appends by itself to every text."""
-    ids = list(ids)
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id and len(ids) > 1 else ids
-
-
-def _one_eos(tokenizer: Any, ids: list[int], chat: bool) -> list[int]:
-    """End the answer with one EOS; a chat template's newline after the end-of-turn token is dropped."""
-    eos = tokenizer.eos_token_id
-    if chat and eos in ids:
-        last = len(ids) - 1 - ids[::-1].index(eos)
-        if not tokenizer.decode(ids[last + 1 :]).strip():
-            ids = ids[:last]
-    while ids and ids[-1] == eos:
-        ids = ids[:-1]
-    return [*ids, eos]
+logger = logging.getLogger(__name__)
 
 
 def prompt_and_answer(row: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -111,6 +42,13 @@ def prompt_and_answer(row: Mapping[str, Any]) -> tuple[Any, Any]:
             )
         return list(messages[:-1]), messages[-1]["content"]
     return row["prompt"], row["completion"]
+
+
+def text_to_learn(row: Mapping[str, Any]) -> str:
+    """What a canonical row teaches, in which its spans lie: its text, or what its answer says."""
+    if row.get("text") is not None and "prompt" not in row:
+        return str(row["text"])
+    return answer_text(prompt_and_answer(row)[1])
 
 
 def with_answer(row: Mapping[str, Any], answer: Any) -> dict[str, Any]:
@@ -132,6 +70,167 @@ def with_answer(row: Mapping[str, Any], answer: Any) -> dict[str, Any]:
     return {"example_id": row["example_id"], "prompt": prompt, "completion": answer}
 
 
+class Tokenizer:
+    """Makes token rows of canonical rows, one after the other, and counts what happens to them.
+
+    Args:
+        tokenizer: a tokenizer with an EOS.
+        template: how a prompt and an answer are written.
+        max_length: tokens at most in one example; `text` rows that are longer become several examples.
+        truncate: cut an answer that does not fit instead of refusing it.
+        name: the stream's, for messages.
+        selectors: of the data, which choose among the targets.
+    """
+
+    def __init__(
+        self, tokenizer: Any, template: Template, *, max_length: int, truncate: bool = False,
+        name: str = "data", selectors: Sequence[Selector] = (),
+    ) -> None:  # fmt: skip
+        self.tokenizer, self.template = tokenizer, template
+        self.max_length, self.truncate, self.name = max_length, truncate, name
+        self.selectors = tuple(selectors)
+        self.reads_text = reads_text(self.selectors)
+        self.chosen = Chosen()
+        self.split_rows = self.cut_rows = 0
+        self.longest = 0
+        self._number = 0
+        self._too_long: list[tuple[int, int]] = []
+        self._special_ids = frozenset(getattr(tokenizer, "all_special_ids", ()) if self.selectors else ())
+
+    def rows(self, row: Mapping[str, Any]) -> list[TokenRow]:
+        """The examples of one canonical row: one, several of a long `text`, none of an answer that is too
+        long (see `finish`).
+
+        Raises:
+            DataError: spans that do not fit the text.
+            ModelError: a tokenizer without offsets where they are needed.
+        """
+        self._number += 1
+        if row.get("text") is not None and "prompt" not in row:
+            tokens = encode_document(self.tokenizer, row["text"], offsets=self.reads_text)
+            return self.document(row, tokens)
+        return self._answered(row)
+
+    def document(self, row: Mapping[str, Any], tokens: Tokens) -> list[TokenRow]:
+        """The examples of a `text` row whose tokens are known: pieces of which all but the first token are
+        targets."""
+        cuts = pieces(len(tokens), self.max_length)
+        spans = spans_of(row, row["text"]) if self.reads_text else ()
+        made = []
+        for number, (start, end) in enumerate(cuts):
+            name = row["example_id"] if len(cuts) == 1 else f"{row['example_id']}/{number}"
+            piece = tokens[start:end]
+            made.append(self._example(name, piece, [IGNORE, *piece.ids[1:]], row["text"], spans))
+        return made
+
+    def _answered(self, row: Mapping[str, Any]) -> list[TokenRow]:
+        prompt, answer = prompt_and_answer(row)
+        texts = self.template.texts(self.tokenizer, prompt, answer)
+        prompt_tokens, answer_tokens, is_prefix = encode_pair(
+            self.tokenizer, *texts, chat=self.template.chat, offsets=self.reads_text
+        )
+        self.split_rows += not is_prefix
+        length = len(prompt_tokens) + len(answer_tokens)
+        if length > self.max_length:
+            # An answer of which nothing would be left is refused even when cutting is allowed.
+            if not self.truncate or len(prompt_tokens) >= self.max_length:
+                self._too_long.append((self._number - 1, length))
+                return []
+            answer_tokens = answer_tokens[: self.max_length - len(prompt_tokens)]
+            self.cut_rows += 1
+        labels = [IGNORE] * len(prompt_tokens) + answer_tokens.ids
+        spans = _placed(row, answer, texts) if self.reads_text else ()
+        tokens = prompt_tokens + answer_tokens
+        return [self._example(row["example_id"], tokens, labels, "".join(texts), spans)]
+
+    def _example(
+        self, name: str, tokens: Tokens, labels: list[int], text: str, spans: Sequence[Span]
+    ) -> TokenRow:
+        row = TokenRow(example_id=name, input_ids=tokens.ids, labels=labels)
+        self.longest = max(self.longest, len(tokens))
+        if self.selectors:
+            stats = ExampleStats(name, tokens, labels, self._special_ids, text, spans)
+            self.chosen.add(choose(row, self.selectors, stats))
+        return row
+
+    def finish(self, count: int) -> None:
+        """After the last row, of which `count` examples were made.
+
+        Raises:
+            DataError: answers that did not fit, named by row with their lengths; no example at all; nothing
+                left to learn.
+        """
+        _refuse_long(self._too_long, self.max_length, self.name, self.truncate)
+        if not count:
+            raise DataError(f"data.{self.name} has no rows; give it at least one example")
+        if not self.selectors:
+            return
+        if not self.chosen.learned and not self.chosen.unlearned:
+            raise DataError(
+                f"data.{self.name}: of {self.chosen.candidates} target tokens none is left to learn; "
+                "choose fewer of them to be dropped"
+            )
+        found = (remark(self.longest) for one in self.selectors if (remark := getattr(one, "remark", None)))
+        self.chosen.remarks = [f"data.{self.name}: {text}" for text in found if text]
+        if empty := self.chosen.without_target:
+            self.chosen.remarks.append(
+                f"data.{self.name}: {empty} of {count} examples are left without any token to learn"
+            )
+        if safe := self.chosen.without_risk:
+            self.chosen.remarks.append(
+                f"data.{self.name}: {safe} of {count} examples hold nothing risky, so all of their tokens are "
+                "learned"
+            )
+        for text in self.chosen.remarks:
+            logger.warning("%s", text)
+
+
+def choose(row: TokenRow, selectors: Sequence[Selector], stats: ExampleStats) -> Chosen:
+    """Take what selectors drop out of the row's labels, mark what they unlearn, and count.
+
+    Raises:
+        ValueError: a weight that is neither 0 nor 1; only what reads the model may weigh tokens.
+    """
+    weights = combined(selectors, stats)
+    learn, unlearn = weights.learn.tolist(), weights.unlearn.tolist()
+    if not {*learn, *unlearn} <= {0.0, 1.0}:
+        raise ValueError("selectors of the data drop, learn or unlearn a token, and give weights of 0 or 1")
+    marks = [0] * len(row["input_ids"])
+    where = stats.places.tolist()
+    for place, learned, unlearned in zip(where, learn, unlearn, strict=True):
+        if unlearned:
+            marks[place] = 1
+        elif not learned:
+            row["labels"][place] = IGNORE
+    row["unlearn"], row["candidates"] = marks, len(where)
+    kept, removed = int(sum(learn)), int(sum(unlearn))
+    chosen = Chosen(len(where), kept, removed, int(kept + removed == 0))
+    if stats.knows_risks:
+        chosen.risks = Counter(risk for risk in stats.risks if risk)
+        chosen.without_risk = int(not chosen.risks)
+    return chosen
+
+
+def _placed(row: Mapping[str, Any], answer: Any, texts: tuple[str, str]) -> tuple[Span, ...]:
+    """The spans of an answer as spans of the whole text, prompt included.
+
+    Raises:
+        DataError: the template writes the answer otherwise than it stands in the row.
+    """
+    said = answer_text(answer)
+    spans = spans_of(row, said)
+    # Chat templates strip what they are given.
+    kept = next((text for text in (said, said.strip()) if text in texts[1]), None)
+    if spans and kept is None:
+        raise DataError(
+            f"example {row['example_id']}: the chat template writes its answer otherwise than it stands in "
+            "the row, so its spans have no place; use data.template.kind: plain, or a template that keeps "
+            "answers as they are"
+        )
+    start = len(texts[0]) + texts[1].find(kept or "") - said.find(kept or "")
+    return tuple(Span(max(0, span.start + start), span.end + start, span.risk) for span in spans)
+
+
 def tokenize_stream(
     rows: Iterable[Mapping[str, Any]],
     tokenizer: Any,
@@ -140,48 +239,22 @@ def tokenize_stream(
     max_length: int,
     truncate: bool = False,
     name: str = "data",
+    selectors: Sequence[Selector] = (),
 ) -> Tokenized:
-    """Tokenise canonical rows.
-
-    Args:
-        rows: canonical rows (see `data/streams.py`).
-        max_length: tokens at most in one example; `text` rows that are longer become several examples.
-        truncate: cut an answer that does not fit instead of refusing it.
+    """Tokenise canonical rows (see `Tokenizer`).
 
     Raises:
-        DataError: an answer that does not fit, named by row with its length.
+        DataError: an answer that does not fit, named by row with its length; spans that do not fit.
     """
-    out = Tokenized([])
-    too_long: list[tuple[int, int]] = []
-    for number, row in enumerate(rows):
-        if row.get("text") is not None and "prompt" not in row:
-            out.rows.extend(_text_rows(row, tokenizer, max_length))
-            continue
-        prompt, answer = prompt_and_answer(row)
-        prompt_ids, answer_ids, is_prefix = tokenize_pair(
-            tokenizer, *template.texts(tokenizer, prompt, answer), chat=template.chat
-        )
-        out.split_rows += not is_prefix
-        length = len(prompt_ids) + len(answer_ids)
-        if length > max_length:
-            # An answer of which nothing would be left is refused even when cutting is allowed.
-            if not truncate or len(prompt_ids) >= max_length:
-                too_long.append((number, length))
-                continue
-            answer_ids = answer_ids[: max_length - len(prompt_ids)]
-            out.cut_rows += 1
-        out.rows.append(
-            TokenRow(
-                example_id=row["example_id"],
-                input_ids=prompt_ids + answer_ids,
-                labels=[IGNORE] * len(prompt_ids) + answer_ids,
-            )
-        )
-    _refuse_long(too_long, max_length, name, truncate)
-    if not out.rows:
-        raise DataError(f"data.{name} has no rows; give it at least one example")
-    out.lengths = [len(r["input_ids"]) for r in out.rows]
-    return out
+    maker = Tokenizer(
+        tokenizer, template, max_length=max_length, truncate=truncate, name=name, selectors=selectors
+    )
+    made = [example for row in rows for example in maker.rows(row)]
+    maker.finish(len(made))
+    return Tokenized(
+        made, maker.split_rows, maker.cut_rows, [len(r["input_ids"]) for r in made],
+        maker.chosen if maker.selectors else None,
+    )  # fmt: skip
 
 
 def _refuse_long(too_long: list[tuple[int, int]], max_length: int, name: str, truncate: bool) -> None:
@@ -220,19 +293,3 @@ def refuse_equal_pairs(chosen: Tokenized, rejected: Tokenized, name: str, max_le
             f"data.{name}: {len(same)} pair(s) have a chosen and a rejected answer of the same tokens "
             f"({listed_rows([n for n, _ in same])}); {remedy}, or remove the pair(s)"
         )
-
-
-def _text_rows(row: Mapping[str, Any], tokenizer: Any, max_length: int) -> list[TokenRow]:
-    """A document as consecutive pieces of `max_length` tokens at most; all but the first are targets."""
-    ids = _one_eos(tokenizer, _without_eos(tokenizer, tokenizer(row["text"])["input_ids"]), chat=False)
-    pieces = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
-    if len(pieces) > 1 and len(pieces[-1]) < 2:
-        pieces.pop()  # a lone last token would be a target without any context
-    return [
-        TokenRow(
-            example_id=row["example_id"] if len(pieces) == 1 else f"{row['example_id']}/{i}",
-            input_ids=piece,
-            labels=[IGNORE, *piece[1:]],
-        )
-        for i, piece in enumerate(pieces)
-    ]

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unlearnkit.data.blocks import Blocks
 from unlearnkit.data.cells import listed_rows
 from unlearnkit.data.formats import Tokenized, refuse_equal_pairs, with_answer
 from unlearnkit.data.pairs import SIDES, as_pairs
+from unlearnkit.data.permutations import hashed
 from unlearnkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 #: (canonical rows, name for messages) -> token rows.
 Tokenize = Callable[[Iterable[Mapping[str, Any]], str], Tokenized]
+Places = slice | NDArray[np.int64]
+_ALL = slice(None)
 
 
 def stream_of(part: str) -> str:
@@ -44,38 +49,65 @@ def streams_of(parts: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class StreamRows:
-    """The rows of one stream, each as one row per part.
+    """The rows of one stream: what one of its items gives to each part.
 
     Args:
         parts: part -> its distinct rows.
         drawn: part -> int [epochs, rows of the stream]: which of its rows stands at (epoch, index); a part
             without a table has one row per row of the stream.
+        blocks: several rows an item, of a stream with one part (see `data/blocks.py`).
     """
 
     parts: Mapping[str, Sequence[Any]]
     drawn: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    blocks: Blocks | None = None
 
     def __len__(self) -> int:
+        if self.blocks is not None:
+            return len(self.blocks)
         part, rows = next(iter(self.parts.items()))
         return self.drawn[part].shape[1] if part in self.drawn else len(rows)
 
-    def at(self, index: int, epoch: int) -> dict[str, Any]:
-        """Part -> its row at (index, epoch); after the last epoch that was planned they begin anew."""
-        return {part: rows[self._place(part, index, epoch)] for part, rows in self.parts.items()}
+    def at(self, index: int, epoch: int) -> dict[str, list[Any]]:
+        """Part -> its rows at (index, epoch); after the last epoch that was planned they begin anew."""
+        if self.blocks is not None:
+            return {part: [rows[i] for i in self.blocks[index]] for part, rows in self.parts.items()}
+        return {part: [rows[self._place(part, index, epoch)]] for part, rows in self.parts.items()}
 
     def _place(self, part: str, index: int, epoch: int) -> int:
         table = self.drawn.get(part)
         return index if table is None else int(table[epoch % len(table), index])
 
-    def lengths(self, epoch: int) -> NDArray[np.int64]:
-        """The longest part (tokens) of each row in `epoch`."""
-        columns = []
-        for part, rows in self.parts.items():
-            sizes = np.asarray([len(row["input_ids"]) for row in rows], dtype=np.int64)
-            table = self.drawn.get(part)
-            columns.append(sizes if table is None else sizes[table[epoch % len(table)]])
-        longest: NDArray[np.int64] = np.max(columns, axis=0)
+    def lengths(self, epoch: int, places: Places = _ALL) -> NDArray[np.int64]:
+        """The longest part (tokens) of each item in `epoch`, or of those at `places`."""
+        longest: NDArray[np.int64] = np.max(self._sizes(epoch, places), axis=0)
         return longest
+
+    def tokens(self, epoch: int, places: Places = _ALL) -> NDArray[np.int64]:
+        """The tokens of all parts of each item in `epoch`, or of those at `places`."""
+        total: NDArray[np.int64] = np.sum(self._sizes(epoch, places), axis=0)
+        return total
+
+    def _sizes(self, epoch: int, places: Places) -> list[NDArray[np.int64]]:
+        tables = {part: table[epoch % len(table)] for part, table in self.drawn.items()}
+        return [
+            sizes[tables[part][places]] if part in tables else sizes[places]
+            for part, sizes in self._tokens.items()
+        ]
+
+    @cached_property
+    def _tokens(self) -> dict[str, NDArray[np.int64]]:
+        """Part -> the tokens of each of its rows, or of each block."""
+        sizes = {part: row_lengths(rows) for part, rows in self.parts.items()}
+        return sizes if self.blocks is None else {p: self.blocks.sums(one) for p, one in sizes.items()}
+
+
+def row_lengths(rows: Sequence[Any]) -> NDArray[np.int64]:
+    """The tokens of each row; rows that do not lie in memory know them."""
+    known = getattr(rows, "lengths", None)
+    if known is not None:
+        return np.asarray(known)
+    return np.fromiter((len(row["input_ids"]) for row in rows), np.int64, len(rows))
 
 
 def draw(counts: Sequence[int], *, epochs: int, seed: int, name: str) -> NDArray[np.int64]:
@@ -88,8 +120,6 @@ def draw(counts: Sequence[int], *, epochs: int, seed: int, name: str) -> NDArray
         epochs: passes that are planned, at least 1.
         name: of the part; different parts draw differently.
     """
-    from unlearnkit.data.mixing import hashed
-
     table = np.empty((epochs, len(counts)), dtype=np.int64)
     first = hashed(len(counts), seed, "answer", name)
     for index, count in enumerate(counts):

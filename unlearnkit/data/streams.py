@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnkit.data.columns import canonical, with_ids
+from unlearnkit.data.documents import joined
 from unlearnkit.data.pairs import SIDES
 from unlearnkit.errors import DataError, UnreachableError, UserError
 from unlearnkit.recipe import StreamSpec
@@ -21,7 +22,7 @@ from unlearnkit.recipe import StreamSpec
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["canonical", "describe_source", "load_stream"]
+__all__ = ["canonical", "describe_source", "load_stream", "read_table"]
 
 _BUILDERS = {
     ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text",
@@ -68,17 +69,27 @@ def load_stream(
     return with_ids(joined)
 
 
+def read_table(source: StreamSpec, *, root: str | None = None, name: str = "data") -> Dataset:
+    """The rows of one source as they stand there, with columns of any name; `rows` and `limit` do not count.
+
+    Raises:
+        DataError: a missing or malformed file.
+    """
+    return _read(source, root, name)[0]
+
+
 def _load_one(source: StreamSpec, root: str | None, name: str) -> Dataset:
     raw, origin = _read(source, root, name)
     chosen = range(len(raw))
     if source.rows is not None:
         chosen = chosen[_slice(source.rows, name)]
     if source.limit is not None:
-        chosen = chosen[: source.limit]
+        chosen = chosen[: source.limit * (source.join or 1)]
     if not chosen:
         raise DataError(f"{name}: {origin} has no rows; check the file, `rows` and `limit`")
     raw = raw if len(chosen) == len(raw) and chosen.step == 1 else raw.select(chosen)
-    return canonical(raw, source.columns, where=f"{name} ({origin})")
+    table = canonical(raw, source.columns, where=f"{name} ({origin})")
+    return table if source.join is None else joined(table, source.join, f"{name} ({origin})")
 
 
 def describe_source(source: StreamSpec | Sequence[StreamSpec], root: str | None) -> str:
@@ -87,7 +98,9 @@ def describe_source(source: StreamSpec | Sequence[StreamSpec], root: str | None)
     texts = []
     for part in parts:
         text = ":".join(str(p) for p in (part.path or root, part.name) if p)
-        texts.append(text + (f"[{part.rows}]" if part.rows else ""))
+        texts.append(
+            text + (f"[{part.rows}]" if part.rows else "") + (f" by {part.join}" if part.join else "")
+        )
     return " + ".join(texts)
 
 

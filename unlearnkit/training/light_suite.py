@@ -40,7 +40,7 @@ def from_data_sets(suite: str | Path | Suite, data: Mapping[str, Any] | None, fo
 def lighten(suite: Suite, limit: int | None, folder: Path) -> tuple[Suite, dict[str, set[str]]]:
     """Cut each data set to at most `limit` examples (see `choose`).
 
-    What is shown before the questions (`shots`) stays whole. No metric is required any more that needs the
+    What is shown before the questions (`shots`) and lists of terms stay whole. No metric is required any more that needs the
     retain model, and the target judges no answers.
 
     Args:
@@ -51,11 +51,11 @@ def lighten(suite: Suite, limit: int | None, folder: Path) -> tuple[Suite, dict[
     """
     from datasets import Dataset
 
-    shots = {ask.shots for asks in suite.probes.asks.values() for ask in asks}
+    whole = suite.probes.term_lists | {ask.shots for asks in suite.probes.asks.values() for ask in asks}
     sources, kept = dict(suite.data), {}
     for name, rows in load_datasets(suite).items():
         chosen = [rows[i] for i in choose([row["example_id"] for row in rows], limit)]
-        if name not in shots and len(chosen) < len(rows):
+        if name not in whole and len(chosen) < len(rows):
             path = _written(Dataset.from_list(chosen), folder / f"{name}.parquet")
             sources[name] = [StreamSpec(path=path)]
             kept[name] = {row["example_id"] for row in chosen}

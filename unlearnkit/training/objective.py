@@ -8,7 +8,7 @@ add up, so the loss does not depend on how the global batch was split (METHODS: 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
@@ -82,29 +82,51 @@ class ReadsHiddenStates(Protocol):
 
 @dataclass(frozen=True)
 class StreamCounts:
-    """Sequences and target tokens of one stream in the global batch (scalar tensors, at least 1)."""
+    """Sequences and target tokens of one stream in the global batch (scalar tensors, at least 1).
+
+    `candidates` are the target tokens before selectors chose among them, `learned` those that are learned and
+    not unlearned.
+    """
 
     sequences: Tensor
     tokens: Tensor
+    candidates: Tensor
+    learned: Tensor
 
 
 Counts = Mapping[str, StreamCounts]
+#: Values [n] of one process -> those of all processes, and where the own ones lie.
+Gather = Callable[[Tensor], tuple[Tensor, slice]]
+
+
+def alone(values: Tensor) -> tuple[Tensor, slice]:
+    """`Gather` of a process without others."""
+    return values, slice(0, len(values))
 
 
 def count_streams(batches: list[Batch], streams: tuple[str, ...], device: torch.device | str) -> Tensor:
-    """int64 [S, 2]: sequences with a target, and target tokens, per stream over `batches`."""
+    """int64 [S, 4]: sequences with a target, targets, candidates and learned targets (see StreamCounts), per
+    stream over `batches`."""
     rows = []
     for stream in streams:
-        per_row = [logprobs.count_targets(b[stream]["labels"]) for b in batches if stream in b]
+        parts = [b[stream] for b in batches if stream in b]
+        per_row = [logprobs.count_targets(part["labels"]) for part in parts]
         tokens = torch.cat(per_row) if per_row else torch.zeros(0, dtype=torch.long)
-        rows.append(torch.stack([(tokens > 0).sum(), tokens.sum()]))
+        candidates = [
+            part["candidates"].sum() if "candidates" in part else own.sum()
+            for part, own in zip(parts, per_row, strict=True)
+        ]
+        total = tokens.sum()
+        unlearned = sum(len(part["unlearned"]) for part in parts if "unlearned" in part)
+        of_all = torch.stack(candidates).sum() if candidates else total
+        rows.append(torch.stack([(tokens > 0).sum(), total, of_all, total - unlearned]))
     return torch.stack(rows).to(device)
 
 
 def as_counts(table: Tensor, streams: tuple[str, ...]) -> dict[str, StreamCounts]:
     """Rows of a count table -> counts; zero becomes one, so that an empty stream gives 0 and not NaN."""
     safe = table.clamp(min=1).float()
-    return {s: StreamCounts(safe[i, 0], safe[i, 1]) for i, s in enumerate(streams)}
+    return {s: StreamCounts(*safe[i]) for i, s in enumerate(streams)}
 
 
 class Step:
@@ -117,6 +139,8 @@ class Step:
         reference: the reference model's answers for this batch.
         unwrapped: the model without DDP or FSDP around it.
         tap: the hidden states that terms ask for (`tap_of`).
+        gather: joins a tensor [n] of every process, and says where the own values lie.
+        number: optimizer steps done so far.
     """
 
     def __init__(
@@ -128,6 +152,8 @@ class Step:
         *,
         unwrapped: Any = None,
         tap: hidden.Tap | None = None,
+        gather: Gather | None = None,
+        number: int = 0,
     ) -> None:
         self.model = model
         self.batch = batch
@@ -135,6 +161,8 @@ class Step:
         self._provider = reference
         self._unwrapped = unwrapped
         self._tap = tap
+        self.gather: Gather = gather or alone
+        self.number = number
 
     @cached_property
     def reference(self) -> BoundReference:
@@ -198,6 +226,16 @@ class Step:
     def sequence_logps(self, stream: str) -> Tensor:
         """log pi(y | x), summed over the answer: float32 [B]."""
         return logprobs.sum_by_sequence(self.token_logps(stream), self.batch[stream])
+
+    def forget(self) -> None:
+        """Let go of the forward pass; what was asked of it is computed anew when asked for again."""
+        for name in ("_outputs", "_logits", "_logps", "_states"):
+            self.__dict__.pop(name, None)
+
+    def unlearned(self, stream: str) -> Tensor | None:
+        """Which of the N targets are unlearned: int64 [U]; None where no selector chose any."""
+        found: Tensor | None = self.batch[stream].get("unlearned")
+        return None if found is None or len(found) == 0 else found
 
     def num_target_tokens(self, stream: str) -> Tensor:
         """Target tokens per sequence: int64 [B]."""

@@ -44,12 +44,16 @@ class TermState(Protocol):
 
 
 def states_of(objective: Objective) -> dict[str, TermState]:
-    """The states of an objective's terms, named by the terms' places; a shared one once."""
+    """The states of an objective's terms and of their selectors, named by their places; a shared one
+    once."""
     found: dict[int, tuple[str, TermState]] = {}
     for place, term in enumerate(terms_of(objective)):
-        state = getattr(term, "state", None)
-        if state is not None:
-            found.setdefault(id(state), (str(place), state))
+        owners = [(str(place), term)]
+        owners += [(f"{place}-{number}", one) for number, one in enumerate(getattr(term, "selectors", ()))]
+        for name, owner in owners:
+            state = getattr(owner, "state", None)
+            if state is not None:
+                found.setdefault(id(state), (name, state))
     return dict(found.values())
 
 

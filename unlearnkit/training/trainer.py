@@ -8,7 +8,8 @@ global batch, and the reference model is provided in its cheapest form.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,12 +22,14 @@ from unlearnkit.data.columns import canonical
 from unlearnkit.data.formats import Template, Tokenized, tokenize_stream
 from unlearnkit.data.mixing import EpochOrder, StreamMix
 from unlearnkit.data.parts import streams_of, tokenize_parts
+from unlearnkit.data.token_stats import Selector, check_selectors
 from unlearnkit.errors import ModelError
 from unlearnkit.models.load import load_model, model_fingerprint
 from unlearnkit.recipe import MixSpec, TemplateSpec
 from unlearnkit.training import logprobs, reference
 from unlearnkit.training.callbacks import NO_GRADIENT, CompleteCheckpoints, FollowEpoch, RefuseZeroGradients
 from unlearnkit.training.config import UnlearnConfig
+from unlearnkit.training.gather import gather_values
 from unlearnkit.training.objective import (
     Objective,
     Step,
@@ -49,6 +52,7 @@ from unlearnkit.training.prepare import (
     with_adapter,
 )
 from unlearnkit.training.retain import retain_term
+from unlearnkit.training.selective import data_selectors, selecting_terms, survey
 from unlearnkit.training.state import KeepStates
 from unlearnkit.training.step_metrics import StepMetrics
 
@@ -107,7 +111,8 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         self.answers = self.build_answers()
         #: Part -> its tokens; a stream of pairs has two parts (see `data/parts.py`).
         self.tokenized, rows = tokenize_parts(
-            self.objective.streams, chosen, lambda data, part: self._tokenize(data, processing_class, part),
+            self.objective.streams, chosen,
+            lambda data, part: self._choose_targets(data, processing_class, part),
             self.answers, epochs=planned_epochs(args, chosen, mix), seed=args.seed,
             max_length=args.max_length,
         )  # fmt: skip
@@ -167,11 +172,19 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
 
     # ---- Data ----------------------------------------------------------------------------------------------
 
-    def _tokenize(self, data: Iterable[Any], tokenizer: Any, name: str) -> Tokenized:
+    def _tokenize(
+        self, data: Iterable[Any], tokenizer: Any, name: str, selectors: Sequence[Selector] = ()
+    ) -> Tokenized:
         return tokenize_stream(
             data, tokenizer, self.template, name=name, max_length=self.args.max_length,
-            truncate=self.args.truncate,
+            truncate=self.args.truncate, selectors=selectors,
         )  # fmt: skip
+
+    def _choose_targets(self, data: Iterable[Any], tokenizer: Any, part: str) -> Tokenized:
+        """The tokens of one part, of which its selectors choose the targets."""
+        selectors = data_selectors(self.objective, part)
+        check_selectors(selectors, data, f"data.{part}")
+        return self._tokenize(data, tokenizer, part, selectors)
 
     def _eval_streams(self, data: Any, tokenizer: Any) -> Any:
         if data is None:
@@ -213,12 +226,26 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         streams = tuple(self.tokenized)
         table = self.sum_over_processes(count_streams(batch_samples, streams, device))
         self._step_metrics.begin_step(table)  # the trainer asks once per optimizer step
-        return as_counts(table, streams)
+        counts = as_counts(table, streams)
+        # What the model's numbers decide is decided over the whole global batch; see training/selective.py.
+        if len(batch_samples) > 1 and selecting_terms(self.objective):
+            with self.compute_loss_context_manager():
+                survey(
+                    self.objective, batch_samples, lambda batch: self._step(self.model_wrapped, batch, counts)
+                )
+        return counts
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
         """The sum of every process's `values`."""
         total: Tensor = self.accelerator.reduce(values, reduction="sum")
         return total
+
+    def _step(self, model: Any, batch: Any, counts: Any) -> Step:
+        return Step(
+            model, batch, counts, self._reference, unwrapped=self.accelerator.unwrap_model(model),
+            tap=tap_of(self.objective), gather=partial(gather_values, self.accelerator),
+            number=self.state.global_step,
+        )  # fmt: skip
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -228,11 +255,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         counts = num_items_in_batch
         if counts is None:
             counts = as_counts(count_streams([inputs], tuple(inputs), self.args.device), tuple(inputs))
-        step = Step(
-            model, inputs, counts, self._reference, unwrapped=self.accelerator.unwrap_model(model),
-            tap=tap_of(self.objective),
-        )  # fmt: skip
-        out = self.objective(step, inputs)
+        out = self.objective(self._step(model, inputs, counts), inputs)
         if torch.is_grad_enabled() and not out.loss.requires_grad:
             raise ModelError(NO_GRADIENT)
         self._step_metrics.add(out.metrics, out.owners)
