@@ -132,11 +132,11 @@ class _Facts:
 
     def _tokenized(self, streams: dict[str, Any], tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Tokens by part and rows by stream, of what can be reached; without a tokenizer neither."""
-        from unlearnkit.data.formats import Template, tokenize_stream
+        from unlearnkit.data.formats import Template
         from unlearnkit.data.parts import tokenize_parts
         from unlearnkit.models.tiny import train_tokenizer
+        from unlearnkit.training.documents import tokenized
         from unlearnkit.training.prepare import planned_epochs
-        from unlearnkit.training.selective import data_selectors
 
         if tokenizer is None or not streams:
             return {}, {}
@@ -155,13 +155,10 @@ class _Facts:
         read = streams_of(parts)
         return tokenize_parts(
             parts, streams,
-            lambda rows, part: tokenize_stream(
-                rows, tokenizer, template, max_length=data.max_length, truncate=data.truncate, name=part,
-                selectors=data_selectors(self.objective, part),
-            ),
+            lambda rows, part: tokenized(rows, tokenizer, template, self.args, self.objective, part),
             bare_trainer(self.recipe, self.args).build_answers(),
             epochs=planned_epochs(self.args, {s: streams[s] for s in read}, mix_of(self.recipe, read)),
-            seed=self.recipe.seed, max_length=data.max_length,
+            seed=self.recipe.seed, max_length=data.max_length, pack=self.args.pack_documents,
         )  # fmt: skip
 
     def _print_steps(self, streams: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from unlearnkit import __version__
+from unlearnkit.annotating import annotate
 from unlearnkit.errors import DataError, UserError
 from unlearnkit.options import (
     Forget,
@@ -35,6 +36,7 @@ app = typer.Typer(
 )  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Work with data sets.")
 app.add_typer(data_app, name="data")
+data_app.command("annotate")(annotate)
 
 
 @app.callback()

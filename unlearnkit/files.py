@@ -37,6 +37,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """As `atomic_path`, for a folder that is filled under a temporary name."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def one_at_a_time(path: str | Path) -> Iterator[None]:
     """Wait until no other process is inside with the same path; a process that dies lets go of it.
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearnkit.data.documents import is_documents
+from unlearnkit.data.identity import content
 from unlearnkit.data.parts import stream_of
 from unlearnkit.errors import ModelError
 from unlearnkit.evaluation.results import Evaluation
@@ -63,7 +65,8 @@ class Pipeline:
         note_retain_term(self.recipe, args, lambda text: self.say(f"{self.recipe.name}: {text}"))
         streams = load_streams(self.recipe, read)
         refuse_unfit(self.recipe, args, streams)
-        inputs: dict[str, Any] = {f"data.{name}": _content(data) for name, data in streams.items()}
+        on_disk = args.documents_on_disk
+        inputs: dict[str, Any] = {f"data.{n}": _content(data, on_disk) for n, data in streams.items()}
         inputs |= answers_identity(self.recipe, args)
         inputs["model"] = model_identity(self.model_path)
         manifest = claim(self.run, self.recipe, inputs) if _is_main() else (self.run.read_manifest() or {})
@@ -220,9 +223,13 @@ class Pipeline:
         rows = ", ".join(f"{len(t.rows)} {name}" for name, t in trainer.tokenized.items())
         trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
         reference = "" if trainer.reference_name == "none" else f", reference {trainer.reference_name}"
-        retain = trainer.args.retain
-        term = "" if self.recipe.method == "sft" else f", retain term {retain}"
-        return f"{self.recipe.method} on {rows} examples, {trained:,} trainable parameters{term}{reference}"
+        retain, forgets = trainer.args.retain, "forget" in self.recipe.data.streams
+        term = f", retain term {retain}" if forgets or retain != "none" else ""
+        chosen = "".join(
+            f", {t.chosen} of {name}" for name, t in trainer.tokenized.items() if t.chosen is not None
+        )
+        what = f"{trained:,} trainable parameters{chosen}{term}{reference}"
+        return f"{self.recipe.method} on {rows} examples, {what}"
 
     def _facts(self, trainer: Any, before: str, seconds: float) -> dict[str, Any]:
         """The manifest's entries about a finished training."""
@@ -252,6 +259,7 @@ class Pipeline:
                     "fingerprint": t.fingerprint,
                     "examples": len(t.rows), "tokens": t.num_tokens, "target_tokens": t.num_target_tokens,
                     "cut_rows": t.cut_rows, "split_rows": t.split_rows,
+                    **({} if t.chosen is None else {"selection": t.chosen.facts()}),
                 }
                 for name, t in trainer.tokenized.items()
             },
@@ -303,8 +311,10 @@ def _resolved(reference: str | None) -> str | None:
         return None
 
 
-def _content(data: Any) -> str:
-    """Names a data set by its rows."""
+def _content(data: Any, on_disk: bool) -> str:
+    """Names a data set by its rows; documents on the disk without reading them all at once."""
+    if on_disk and is_documents(data):
+        return content(data)
     return fingerprint([list(map(str, row.values())) for row in data])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from unlearnkit.data.parts import streams_of
 from unlearnkit.errors import DataError, ModelError, RecipeError, UnreachableError, UserError
 from unlearnkit.preflight_evaluation import Note as Note
 from unlearnkit.preflight_evaluation import suite_of
-from unlearnkit.recipe import MixSpec, Recipe
+from unlearnkit.recipe import AnnotateSpec, MixSpec, Recipe
 from unlearnkit.run import resolve_path, shown_source
 from unlearnkit.strict import did_you_mean
 
@@ -32,6 +32,8 @@ def training_args(recipe: Recipe, output_dir: str, *, on_cpu: bool = False) -> A
         "max_length": data.max_length, "truncate": data.truncate, "allow_overlap": data.allow_overlap,
         **recipe.training,
     }  # fmt: skip
+    if (documents := data.documents) is not None:
+        settings |= {"pack_documents": documents.pack, "documents_on_disk": documents.on_disk}
     if on_cpu:
         settings = {k: v for k, v in settings.items() if k not in ("tf32", "fp16")} | {"use_cpu": True}
     source = shown_source(recipe.source)
@@ -207,19 +209,29 @@ def load_streams(recipe: Recipe, read: tuple[str, ...], note: Note | None = None
 
     Raises:
         DataError: a missing file, an empty set, a wrong column, a row without an answer, sets that overlap,
-            or alternate answers that are both given and asked for.
+            alternate answers that are both given and asked for, or risky stretches of two classes that
+            overlap.
+        RecipeError, ModelError: an annotator that cannot work.
     """
     from unlearnkit.data.overlap import refuse_contradictions
     from unlearnkit.data.streams import load_stream
 
     data, streams = recipe.data, {}
+    on_disk = data.documents is not None and data.documents.on_disk
     for name, specs in data.streams.items():
         try:
-            streams[name] = load_stream(specs, root=data.root, name=name)
+            streams[name] = load_stream(specs, root=data.root, name=name, on_disk=on_disk)
         except UnreachableError as error:
             if note is None:
                 raise
             note(str(error))
+    if data.annotate is not None:
+        if on_disk:
+            raise RecipeError(
+                "data.annotate keeps spans in memory, but data.documents.on_disk is true; write them to a file "
+                "with `unlearnkit data annotate` and name that file, or leave out on_disk"
+            )
+        streams = _annotated(data.annotate, streams, read, data.root)
     if data.alternates is not None and "forget" in streams:
         from unlearnkit.data.alternates import refuse_given
 
@@ -229,8 +241,23 @@ def load_streams(recipe: Recipe, read: tuple[str, ...], note: Note | None = None
     return streams
 
 
-def tokenizer_texts(recipe: Recipe, streams: Mapping[str, Any]) -> list[str]:
-    """All text that a tokenizer made from scratch learns from.
+def _annotated(
+    specs: Sequence[AnnotateSpec], streams: Mapping[str, Any], read: tuple[str, ...], root: str | None
+) -> dict[str, Any]:
+    """The streams with their risky stretches; preference pairs have none unless an entry names them."""
+    from unlearnkit.data.annotators import annotate, can_annotate
+    from unlearnkit.recipe_annotate import annotators_for
+
+    out = dict(streams)
+    for name, table in streams.items():
+        is_read = name in read and can_annotate(table)
+        if chosen := annotators_for(specs, name, is_read=is_read, root=root):
+            out[name] = annotate(table, chosen, where=f"data.{name}")
+    return out
+
+
+def tokenizer_texts(recipe: Recipe, streams: Mapping[str, Any]) -> Iterator[str]:
+    """All text that a tokenizer made from scratch learns from, one after the other.
 
     Raises:
         DataError: one of its streams could not be loaded.
@@ -239,7 +266,7 @@ def tokenizer_texts(recipe: Recipe, streams: Mapping[str, Any]) -> list[str]:
     chosen = (create.tokenizer_streams if create is not None else None) or list(streams)
     if missing := [name for name in chosen if name not in streams]:
         raise DataError(f"the tokenizer learns from data.{missing[0]}, which could not be loaded")
-    return [text for name in chosen for row in streams[name] for text in _texts_of(row)]
+    return (text for name in chosen for row in streams[name] for text in _texts_of(row))
 
 
 def _texts_of(row: Mapping[str, Any]) -> list[str]:

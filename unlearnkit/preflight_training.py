@@ -24,13 +24,15 @@ def refuse_unfit(recipe: Recipe, args: Any, streams: Mapping[str, Any]) -> None:
         RecipeError: a reference that cannot give what the objective needs.
         DataError: rows without the answers that are read from them.
     """
+    from unlearnkit.training.documents import refuse_documents
     from unlearnkit.training.reference import choose
     from unlearnkit.training.selective import data_selectors
 
     trainer = bare_trainer(recipe, args)
     objective = trainer.build_objective()
     fresh = recipe.model.lora is not None
-    choose(args.reference, objective.needs, has_fresh_adapter=fresh, retain=args.retain)
+    reference = choose(args.reference, objective.needs, has_fresh_adapter=fresh, retain=args.retain)
+    refuse_documents(args, objective, streams, reference)
     later = ALTERNATES if recipe.data.alternates is not None else None
     parts = [part for part in objective.streams if part != later and stream_of(part) in streams]
     check_parts(parts, streams, trainer.build_answers())

@@ -92,6 +92,18 @@ class TemplateSpec:
 
 
 @dataclass(frozen=True)
+class DocumentsSpec:
+    """How streams of documents (`text` rows) are trained on.
+
+    `pack`: an item is a block of whole pieces that fill `max_length` together; `on_disk`: tokens lie on the
+    disk and are read when they are needed.
+    """
+
+    pack: bool = False
+    on_disk: bool = False
+
+
+@dataclass(frozen=True)
 class AlternatesSpec:
     """Alternate answers for the forget set, drawn from the target model before it is trained.
 
@@ -134,8 +146,8 @@ class DataSpec:
     """The streams by name (each a list of sources, concatenated), and how they become examples.
 
     `annotate`: who finds risky stretches in them. `alternates`: the target model writes alternate answers to
-    the forget set before it is trained. `max_length` is in tokens. `root` (a folder, a hub id, `fictional`)
-    serves streams that have only a name.
+    the forget set before it is trained. `documents`: how documents are trained on. `max_length` is in tokens.
+    `root` (a folder, a hub id, `fictional`) serves streams that have only a name.
     """
 
     streams: dict[str, list[StreamSpec]] = field(default_factory=dict)
@@ -144,6 +156,7 @@ class DataSpec:
     template: TemplateSpec = field(default_factory=TemplateSpec)
     annotate: list[AnnotateSpec] | None = None
     alternates: AlternatesSpec | None = None
+    documents: DocumentsSpec | None = None
     max_length: int = field(default=512, metadata={"least": 2})
     truncate: bool = False
     allow_overlap: bool = False

@@ -48,6 +48,8 @@ _ELSEWHERE = {
     "max_length": "write max_length in the section data",
     "truncate": "write truncate in the section data",
     "allow_overlap": "write allow_overlap in the section data",
+    "pack_documents": "write documents: {pack: true} in the section data",
+    "documents_on_disk": "write documents: {on_disk: true} in the section data",
 }
 
 

@@ -1,9 +1,9 @@
-"""Goldfish (arXiv 2406.10209): which targets are dropped. Trainings are in `test_goldfish_training.py`."""
+"""Goldfish (arXiv 2406.10209): which targets are dropped. Text, settings and trainings are in
+`test_goldfish_training.py`."""
 
 from __future__ import annotations
 
 import math
-import re
 
 import pytest
 import torch
@@ -11,13 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from unlearnkit.data.cells import levelled
 from unlearnkit.data.encoding import Tokens
 from unlearnkit.data.formats import IGNORE, Template, tokenize_stream
 from unlearnkit.data.token_stats import ExampleStats
-from unlearnkit.errors import RecipeError
 from unlearnkit.methods import goldfish
-from unlearnkit.methods.goldfish import Goldfish, GoldfishConfig, compat_drops, hash_drops
+from unlearnkit.methods.goldfish import Goldfish, compat_drops, hash_drops
 from unlearnkit.recipe import TemplateSpec
 
 M = 2**64
@@ -269,9 +267,9 @@ def test_compat_windows_with_id_zero():
 
 
 def test_compat_drops_too_much_of_long_windows():
-    """64 factors of two make a product of 0, which is dropped at k = 4. A random id has as many factors of two
-    as a coin shows heads before tails, so 54 ids have 64 of them with the chance of at most 53 tails in 117
-    throws, 0.178: dropped are 0.25 + 0.75 x 0.178 = 38 %.
+    """64 factors of two make a product of 0, which is dropped at k = 4. A random id has as many of them as a
+    coin shows heads before tails, so 54 ids have 64 or more if 117 throws show at most 53 tails: 0.178. So
+    dropped are 0.25 + 0.75 x 0.178 = 38 %.
     """
     n, h = 6000, 54
     tokens = random_ids(n * (h + 1), below=2**16).add(1).reshape(n, h + 1)
@@ -282,111 +280,3 @@ def test_compat_drops_too_much_of_long_windows():
     spread = 3 * math.sqrt(expected * (1 - expected) / n)
     assert compat_drops(windows, targets, k=4).double().mean().item() == pytest.approx(expected, abs=spread)
     assert hash_drops(windows, k=4).double().mean().item() == pytest.approx(0.25, abs=spread)
-
-
-# ---- Normalised windows ------------------------------------------------------------------------------------
-
-
-TEXT = "The old river of Jaffna runs by the mill where Zofia wrote her first long poem about light and rain."
-VARIANTS = [
-    TEXT.upper(),
-    TEXT.replace(" ", "  "),
-    TEXT.replace(" ", "\n\t"),
-    "".join(chr(ord(c) + 0xFEE0) if c.isalpha() else c for c in TEXT),  # full width
-    "Another beginning of five words. " + TEXT,
-]
-
-
-def decisions(text, tokenizer, **options):
-    """(word, what of it stands before the token) -> whether the token is dropped; words count from the end,
-    and the h first of the text are left out."""
-    template = Template.for_tokenizer(tokenizer, TemplateSpec(kind="plain"))
-    mask = Goldfish(k=2, h=3, **options)
-    [row] = tokenize_stream(
-        [{"example_id": "x", "text": text}], tokenizer, template, max_length=1024, selectors=[mask]
-    ).rows
-    words = [match.span() for match in re.finditer(r"\S+", text)]
-    found = {}
-    for place, (start, end) in enumerate(tokenizer(text, return_offsets_mapping=True)["offset_mapping"]):
-        while start < end and text[start].isspace():
-            start += 1
-        word = sum(stop <= start for _, stop in words)
-        if place and 3 <= word < len(words):
-            key = word - len(words), levelled(text[words[word][0] : start])
-            found.setdefault(key, row["labels"][place] == IGNORE)
-    return found
-
-
-@pytest.mark.parametrize("variant", VARIANTS, ids=["upper", "double", "lines", "width", "behind"])
-def test_near_copies_share_their_holes_when_words_are_hashed(variant, tiny_tokenizer):
-    """Wherever both begin a token at the same place of a word, and so at every word's beginning."""
-    one, other = (decisions(text, tiny_tokenizer, normalize=True) for text in (TEXT, variant))
-    both = one.keys() & other.keys()
-    begins = {(word, "") for word in range(3 - len(TEXT.split()), 0)}
-    assert both >= begins
-    assert {key: one[key] for key in both} == {key: other[key] for key in both}
-    assert {one[key] for key in begins} == {True, False}
-
-
-def test_near_copies_have_other_holes_when_tokens_are_hashed(tiny_tokenizer):
-    one, other = (decisions(text, tiny_tokenizer) for text in (TEXT, TEXT.upper()))
-    assert any(one[key] != other[key] for key in one.keys() & other.keys())
-
-
-def test_one_in_k_words_windows_is_dropped():
-    windows = [f"a b {n}" for n in range(20_000)]
-    drops = goldfish.text_drops([None, *windows], k=4)
-    assert not drops[0]
-    assert abs(drops[1:].double().mean() - 1 / 4) < 3 * math.sqrt(3 / 16 / 20_000)
-    assert not torch.equal(goldfish.text_drops([None, *windows], k=4, seed=1), drops)
-
-
-# ---- Settings ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"k": 1.5}, r"training\.k must be at least 2, found 1\.5; .* null to drop nothing"),
-        ({"k": -4.0}, r"training\.k must be at least 2, found -4"),
-        ({"k": math.nan}, r"training\.k must be at least 2, found nan"),
-        ({"k": 2.5, "strategy": "static"}, r"training\.k is 2\.5, but strategy static .* whole number"),
-        ({"h": 0}, r"training\.h must be at least 1, found 0"),
-        ({"strategy": "hsh"}, r"training\.strategy is 'hsh'; did you mean 'hash'\?"),
-        ({"strategy": "compat", "normalize": True}, r"training\.normalize .* strategy compat hashes no text"),
-    ],
-)
-def test_unusable_settings_are_refused(options, message, tmp_path):
-    with pytest.raises(RecipeError, match=message):
-        Goldfish(**options)
-    with pytest.raises(RecipeError, match=message):
-        GoldfishConfig(output_dir=str(tmp_path), use_cpu=True, **options)
-
-
-def test_the_config_s_settings_are_the_selector_s(tmp_path):
-    """Same names, same defaults; what the config is given reaches the selector."""
-    args = GoldfishConfig(output_dir=str(tmp_path), use_cpu=True)
-    assert args.selectors() == (Goldfish(),)
-    options = {"k": 3.0, "h": 5, "goldfish_seed": 2, "normalize": True, "exempt_special": False}
-    args = GoldfishConfig(output_dir=str(tmp_path), use_cpu=True, **options)
-    assert args.selectors() == (Goldfish(**options),)
-
-
-@pytest.mark.parametrize(("longest", "warned"), [(12, True), (13, True), (14, False)])
-def test_a_window_longer_than_every_document_is_warned_of(longest, warned):
-    """The last of 14 tokens is the first that has 13 before it."""
-    assert (Goldfish().remark(longest) is not None) == warned
-    drops = hash_drops(_stats(range(longest)).preceding(13), k=1.0)
-    assert bool(drops.any()) == (not warned)
-    for other in (Goldfish(k=None), Goldfish(strategy="static"), Goldfish(strategy="seeded_random")):
-        assert other.remark(longest) is None
-
-
-def test_the_warning_reaches_the_user(tiny_tokenizer, caplog):
-    template = Template.for_tokenizer(tiny_tokenizer, TemplateSpec(kind="plain"))
-    rows = [{"example_id": "a", "text": "Of the river."}]
-    out = tokenize_stream(
-        rows, tiny_tokenizer, template, max_length=64, name="train", selectors=[Goldfish(h=50)]
-    )
-    assert out.num_target_tokens == len(out.rows[0]["input_ids"]) - 1
-    assert re.search(r"data\.train: the window of training\.h=50 tokens is not shorter", caplog.text)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from unlearnkit.data.cells import filled, is_empty, is_well_formed, listed_rows
+from unlearnkit.data.identity import ROWS_AT_A_TIME
 from unlearnkit.data.pairs import SIDES, as_pairs
 from unlearnkit.data.spans import SPANS
 from unlearnkit.errors import DataError
@@ -37,13 +38,16 @@ _CANONICAL = ("prompt", "completion", "messages", "text", *SIDES, "example_id", 
 
 
 def canonical(
-    raw: Dataset, columns: Mapping[str, str] | None = None, *, where: str = "the data set"
-) -> Dataset:
+    raw: Dataset, columns: Mapping[str, str] | None = None, *, where: str = "the data set",
+    on_disk: bool = False,
+) -> Dataset:  # fmt: skip
     """Rename columns to the canonical ones, check every row, and add `example_id`.
 
     Args:
         raw: any `datasets.Dataset`.
         columns: canonical name -> the file's own name, such as {"prompt": "q", "completion": "a"}.
+        on_disk: documents may be more than fits into memory: they get no ids here, and a file's own may
+            repeat.
 
     Raises:
         DataError: a column that is not there, no usable shape, or rows without a prompt or an answer (named
@@ -67,18 +71,30 @@ def canonical(
     for column in shape:
         shown = columns.get(column, column if column in raw.column_names else _alias(column))
         table = _as_text(table, column)
-        values = list(table[column])
-        if column != "text" and (wrong := [i for i, v in enumerate(values) if not is_well_formed(v)]):
+        wrong, empty = _misfits(table, column)
+        if wrong:
             raise DataError(
                 f"{where}: {len(wrong)} row(s) whose {shown} is neither text nor a list of messages "
                 f"({listed_rows(wrong)}); put text in quotes, and give each message a role and a content"
             )
-        if empty := [i for i, v in enumerate(values) if is_empty(v)]:
+        if empty:
             raise DataError(
                 f"{where}: {len(empty)} row(s) have an empty {shown} ({listed_rows(empty)}); "
                 "fill them in or remove them"
             )
-    return with_ids(table)
+    return table if on_disk and shape == ("text",) else with_ids(table)
+
+
+def _misfits(table: Dataset, column: str) -> tuple[list[int], list[int]]:
+    """Rows whose cell is neither text nor messages, and rows whose cell says nothing."""
+    wrong, empty = [], []
+    batches = table.select_columns([column]).iter(ROWS_AT_A_TIME)
+    for number, value in enumerate(value for batch in batches for value in batch[column]):
+        if column != "text" and not is_well_formed(value):
+            wrong.append(number)
+        elif is_empty(value):
+            empty.append(number)
+    return wrong, empty
 
 
 def _checked_pairs(table: Dataset, where: str) -> Dataset:

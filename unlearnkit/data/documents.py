@@ -17,7 +17,13 @@ _SEPARATOR = " "
 _BATCH = 1000
 
 
-def joined(table: Dataset, every: int, where: str) -> Dataset:
+def is_documents(table: Any) -> bool:
+    """Whether canonical rows are texts without a prompt."""
+    names = getattr(table, "column_names", ())
+    return "text" in names and "prompt" not in names
+
+
+def joined(table: Dataset, every: int, where: str, *, ids: bool = True) -> Dataset:
     """The answers (or texts) of every `every` consecutive rows as one `text` row, with a space in between.
 
     The last document may hold fewer. Spans of risky words move along.
@@ -25,6 +31,7 @@ def joined(table: Dataset, every: int, where: str) -> Dataset:
     Args:
         table: canonical rows.
         where: names the source, for messages.
+        ids: name the documents.
 
     Raises:
         DataError: preference pairs, which hold two answers without saying which.
@@ -47,11 +54,10 @@ def joined(table: Dataset, every: int, where: str) -> Dataset:
         return out
 
     batch = every * max(1, _BATCH // every)
-    return with_ids(
-        table.select_columns(kept).map(
-            documents, batched=True, batch_size=batch, remove_columns=[c for c in kept if c != "spans"]
-        )
+    made = table.select_columns(kept).map(
+        documents, batched=True, batch_size=batch, remove_columns=[c for c in kept if c != "spans"]
     )
+    return with_ids(made) if ids else made
 
 
 def _moved(pairs: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -47,8 +48,19 @@ def refuse_contradictions(streams: Mapping[str, Dataset]) -> None:
 
 def overlapping_rows(forget: Dataset, retain: Dataset) -> list[tuple[int, int]]:
     """Pairs (forget row, retain row) that ask for the same thing, counted from 0."""
-    where = {_key(row): i for i, row in reversed(list(enumerate(retain)))}
-    return [(i, where[key]) for i, row in enumerate(forget) if (key := _key(row)) in where]
+    asked: dict[bytes, list[int]] = {}
+    for number, row in enumerate(forget):
+        asked.setdefault(_digest(row), []).append(number)
+    first: dict[int, int] = {}
+    for number, row in enumerate(retain):
+        for same in asked.pop(_digest(row), ()):
+            first[same] = number
+    return sorted(first.items())
+
+
+def _digest(row: Mapping[str, Any]) -> bytes:
+    """Stands for `_key`, so that texts need not stay in memory."""
+    return hashlib.blake2b(_key(row).encode(), digest_size=16).digest()
 
 
 def refuse_overlap(forget: Dataset, retain: Dataset, *, retain_name: str = "retain") -> None:

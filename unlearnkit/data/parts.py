@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unlearnkit.data.blocks import Blocks
+from unlearnkit.data.blocks import Blocks, plan_blocks
 from unlearnkit.data.cells import listed_rows
+from unlearnkit.data.documents import is_documents
 from unlearnkit.data.formats import Tokenized, refuse_equal_pairs, with_answer
 from unlearnkit.data.pairs import SIDES, as_pairs
 from unlearnkit.data.permutations import hashed
@@ -142,6 +143,7 @@ def tokenize_parts(
     epochs: int,
     seed: int,
     max_length: int,
+    pack: bool = False,
 ) -> tuple[dict[str, Tokenized], dict[str, StreamRows]]:
     """Tokenise what an objective reads: (part -> its tokens, stream -> its rows).
 
@@ -152,7 +154,8 @@ def tokenize_parts(
         answers: part -> where its answers come from, for parts that are drawn.
         epochs: passes over the data that are planned.
         seed: with index and epoch it decides every draw.
-        max_length: for messages.
+        max_length: of a row; for messages, and of a block.
+        pack: put documents into blocks.
 
     Raises:
         DataError: rows without an answer, or pairs without a difference.
@@ -182,6 +185,9 @@ def tokenize_parts(
         stream: StreamRows(
             {part: tokenized[part].rows for part in parts if stream_of(part) == stream},
             {part: table for part, table in tables.items() if stream_of(part) == stream},
+            plan_blocks(row_lengths(tokenized[stream].rows), max_length, seed)
+            if pack and is_documents(streams[stream])
+            else None,
         )
         for stream in streams_of(parts)
     }

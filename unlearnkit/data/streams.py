@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from unlearnkit.data.columns import canonical, with_ids
-from unlearnkit.data.documents import joined
+from unlearnkit.data.documents import is_documents, joined
+from unlearnkit.data.identity import ROWS_AT_A_TIME
 from unlearnkit.data.pairs import SIDES
 from unlearnkit.errors import DataError, UnreachableError, UserError
 from unlearnkit.recipe import StreamSpec
@@ -31,8 +34,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def load_stream(
-    source: StreamSpec | Sequence[StreamSpec], *, root: str | None = None, name: str = "data"
-) -> Dataset:
+    source: StreamSpec | Sequence[StreamSpec], *, root: str | None = None, name: str = "data",
+    on_disk: bool = False,
+) -> Dataset:  # fmt: skip
     """Read one stream; several sources are put one after the other.
 
     Args:
@@ -41,6 +45,7 @@ def load_stream(
             built in.
         name: the stream's name, for messages; one with dots is taken for a whole setting
             ("evaluation.data.forget").
+        on_disk: documents may be more than fits into memory, and get no ids.
 
     Raises:
         DataError: missing file, empty set, unknown column, row without prompt or answer.
@@ -51,7 +56,7 @@ def load_stream(
     parts = [source] if isinstance(source, StreamSpec) else list(source)
     if not parts:
         raise DataError(f"{name} lists no source; name a path or a hub id")
-    tables = [_load_one(part, root, name) for part in parts]
+    tables = [_load_one(part, root, name, on_disk) for part in parts]
     if len(tables) == 1:
         return tables[0]
     shared = [c for c in tables[0].column_names if all(c in t.column_names for t in tables)]
@@ -61,12 +66,12 @@ def load_stream(
             f"{name}: its sources have different columns ({shapes}); bring them into one shape with `columns`"
         )
     try:
-        joined = datasets.concatenate_datasets([t.select_columns(shared) for t in tables])
+        whole = datasets.concatenate_datasets([t.select_columns(shared) for t in tables])
     except ValueError as error:
         raise DataError(
             f"{name}: its sources hold different types ({error}); bring them into one shape"
         ) from error
-    return with_ids(joined)
+    return whole if on_disk and is_documents(whole) else with_ids(whole)
 
 
 def read_table(source: StreamSpec, *, root: str | None = None, name: str = "data") -> Dataset:
@@ -78,7 +83,7 @@ def read_table(source: StreamSpec, *, root: str | None = None, name: str = "data
     return _read(source, root, name)[0]
 
 
-def _load_one(source: StreamSpec, root: str | None, name: str) -> Dataset:
+def _load_one(source: StreamSpec, root: str | None, name: str, on_disk: bool) -> Dataset:
     raw, origin = _read(source, root, name)
     chosen = range(len(raw))
     if source.rows is not None:
@@ -88,8 +93,9 @@ def _load_one(source: StreamSpec, root: str | None, name: str) -> Dataset:
     if not chosen:
         raise DataError(f"{name}: {origin} has no rows; check the file, `rows` and `limit`")
     raw = raw if len(chosen) == len(raw) and chosen.step == 1 else raw.select(chosen)
-    table = canonical(raw, source.columns, where=f"{name} ({origin})")
-    return table if source.join is None else joined(table, source.join, f"{name} ({origin})")
+    where = f"{name} ({origin})"
+    table = canonical(raw, source.columns, where=where, on_disk=on_disk)
+    return table if source.join is None else joined(table, source.join, where, ids=not on_disk)
 
 
 def describe_source(source: StreamSpec | Sequence[StreamSpec], root: str | None) -> str:
@@ -229,7 +235,8 @@ def _csv_options(path: Path) -> dict[str, Any]:
 
 def _without_blanks(table: Dataset) -> Dataset:
     """Blank lines separate texts; they are none."""
-    filled = [i for i, text in enumerate(table["text"]) if text.strip()]
+    texts = (text for batch in table.iter(ROWS_AT_A_TIME) for text in batch["text"])
+    filled = np.flatnonzero(np.fromiter((bool(text.strip()) for text in texts), bool, len(table)))
     return table if len(filled) == len(table) else table.select(filled)
 
 

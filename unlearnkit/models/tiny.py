@@ -6,6 +6,7 @@ Nothing is downloaded: the tokenizer is trained on the texts it is given, the we
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from unlearnkit.errors import DataError, ModelError
@@ -39,8 +40,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedT
         raise ModelError(
             f"vocab_size is {vocab_size}; a byte-level tokenizer needs at least {SMALLEST_VOCABULARY}"
         )
-    corpus = [text for text in texts if text]
-    if not corpus:
+    corpus = (text for text in texts if text)
+    first = next(corpus, None)
+    if first is None:
         raise DataError("there is no text to train the tokenizer on; give at least one non-empty text")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -51,7 +53,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedT
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus, trainer=trainer, length=len(corpus))
+    tokenizer.train_from_iterator(chain([first], corpus), trainer=trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,

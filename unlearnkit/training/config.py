@@ -54,6 +54,12 @@ class UnlearnConfig(TrainingArguments):  # type: ignore[misc]
     truncate: bool = field(
         default=False, metadata={"help": "Cut answers that do not fit instead of refusing them."}
     )
+    pack_documents: bool = field(
+        default=False, metadata={"help": "Train on blocks of documents that fill max_length together."}
+    )
+    documents_on_disk: bool = field(
+        default=False, metadata={"help": "Keep the tokens of documents on the disk, not in memory."}
+    )
     allow_overlap: bool = field(
         default=False, metadata={"help": "Allow examples that are in the forget and in another set."}
     )

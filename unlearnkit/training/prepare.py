@@ -50,7 +50,7 @@ def refuse_settings(args: UnlearnConfig) -> None:
 
 
 def chosen_streams(
-    sets: Mapping[str, Dataset | None], streams: tuple[str, ...], *, allow_overlap: bool
+    sets: Mapping[str, Dataset | None], streams: tuple[str, ...], args: UnlearnConfig
 ) -> dict[str, Dataset]:
     """The streams that an objective reads, in canonical columns.
 
@@ -67,8 +67,8 @@ def chosen_streams(
         )
     for unused in given.keys() - set(streams):
         logger.warning("the stream %r is not read by this objective and is left out", unused)
-    chosen = {s: canonical(given[s], where=f"the {s} set") for s in streams}
-    if not allow_overlap:
+    chosen = {s: canonical(given[s], where=f"the {s} set", on_disk=args.documents_on_disk) for s in streams}
+    if not args.allow_overlap:
         refuse_contradictions(chosen)
     return chosen
 

@@ -8,7 +8,7 @@ global batch, and the reference model is provided in its cheapest form.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,14 +19,13 @@ from transformers import Trainer
 
 from unlearnkit.data.collate import StreamCollator
 from unlearnkit.data.columns import canonical
-from unlearnkit.data.formats import Template, Tokenized, tokenize_stream
+from unlearnkit.data.formats import Template, tokenize_stream
 from unlearnkit.data.mixing import EpochOrder, StreamMix
 from unlearnkit.data.parts import streams_of, tokenize_parts
-from unlearnkit.data.token_stats import Selector, check_selectors
 from unlearnkit.errors import ModelError
 from unlearnkit.models.load import load_model, model_fingerprint
 from unlearnkit.recipe import MixSpec, TemplateSpec
-from unlearnkit.training import logprobs, reference
+from unlearnkit.training import documents, logprobs, reference
 from unlearnkit.training.callbacks import NO_GRADIENT, CompleteCheckpoints, FollowEpoch, RefuseZeroGradients
 from unlearnkit.training.config import UnlearnConfig
 from unlearnkit.training.gather import gather_values
@@ -52,7 +51,7 @@ from unlearnkit.training.prepare import (
     with_adapter,
 )
 from unlearnkit.training.retain import retain_term
-from unlearnkit.training.selective import data_selectors, selecting_terms, survey
+from unlearnkit.training.selective import selecting_terms, survey
 from unlearnkit.training.state import KeepStates
 from unlearnkit.training.step_metrics import StepMetrics
 
@@ -103,7 +102,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         chosen = chosen_streams(
             {"forget": forget_dataset, "retain": retain_dataset, **further, **(streams or {})},
             streams_of(self.objective.streams),
-            allow_overlap=args.allow_overlap,
+            args,
         )
         if processing_class is None:
             processing_class = load_tokenizer_of(model)
@@ -112,9 +111,11 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         #: Part -> its tokens; a stream of pairs has two parts (see `data/parts.py`).
         self.tokenized, rows = tokenize_parts(
             self.objective.streams, chosen,
-            lambda data, part: self._choose_targets(data, processing_class, part),
+            lambda data, part: documents.tokenized(
+                data, processing_class, self.template, args, self.objective, part
+            ),
             self.answers, epochs=planned_epochs(args, chosen, mix), seed=args.seed,
-            max_length=args.max_length,
+            max_length=args.max_length, pack=args.pack_documents,
         )  # fmt: skip
         self.mix = StreamMix(rows, mix, seed=args.seed)
         self._has_fresh_adapter = peft_config is not None
@@ -122,15 +123,18 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             args.reference, self.objective.needs, has_fresh_adapter=self._has_fresh_adapter,
             retain=args.retain,
         )  # fmt: skip
+        documents.refuse_documents(args, self.objective, chosen, self.reference_name)
         if isinstance(model, str):
             model = load_model(model)
         #: Names the weights before training, which key the cached reference.
         self.target_fingerprint = model_fingerprint(model)
         model = with_adapter(model, peft_config, args)
         self.choose_parameters(model)
+        packed = packs(model, args.packing)
+        documents.say_if_padded(args, packed=packed)
         collator = StreamCollator(
             tuple(self.tokenized), pad_id=pad_id(processing_class), multiple_of=args.pad_to_multiple_of,
-            packed=packs(model, args.packing),
+            packed=packed,
         )  # fmt: skip
         self._follow_epoch = FollowEpoch()
         super().__init__(
@@ -172,26 +176,16 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
 
     # ---- Data ----------------------------------------------------------------------------------------------
 
-    def _tokenize(
-        self, data: Iterable[Any], tokenizer: Any, name: str, selectors: Sequence[Selector] = ()
-    ) -> Tokenized:
-        return tokenize_stream(
-            data, tokenizer, self.template, name=name, max_length=self.args.max_length,
-            truncate=self.args.truncate, selectors=selectors,
-        )  # fmt: skip
-
-    def _choose_targets(self, data: Iterable[Any], tokenizer: Any, part: str) -> Tokenized:
-        """The tokens of one part, of which its selectors choose the targets."""
-        selectors = data_selectors(self.objective, part)
-        check_selectors(selectors, data, f"data.{part}")
-        return self._tokenize(data, tokenizer, part, selectors)
-
     def _eval_streams(self, data: Any, tokenizer: Any) -> Any:
         if data is None:
             return None
         if isinstance(data, Mapping):
             return {name: self._eval_streams(part, tokenizer) for name, part in data.items()}
-        return [{"eval": [row]} for row in self._tokenize(canonical(data), tokenizer, "eval").rows]
+        found = tokenize_stream(
+            canonical(data), tokenizer, self.template, name="eval", max_length=self.args.max_length,
+            truncate=self.args.truncate,
+        )  # fmt: skip
+        return [{"eval": [row]} for row in found.rows]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         processes = self.accelerator.num_processes
