@@ -90,3 +90,30 @@ def test_a_metric_that_one_way_lacks_is_a_difference(speed):
         metrics = {}  # noqa: RUF012
 
     assert speed.differences(numbers, Suite) == {"a": 0.5, "b": math.inf}
+
+
+def test_goldfish_throughput(monkeypatch, tmp_path, capsys):
+    """The quick way through, on which both losses are compared; the kept share is near 1 - 1/k."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    throughput = importlib.import_module("goldfish_throughput")
+    out = tmp_path / "out.json"
+    quick = "--documents 4 --batch 2 --pairs 2 --warm-up 0 --repeats 1 --max-length 64 --h 3"
+    monkeypatch.setattr("sys.argv", ["goldfish_throughput", *quick.split(), "--json", str(out)])
+    throughput.main()
+    numbers = json.loads(out.read_text())
+    assert numbers["documents"] == 4
+    assert numbers["kept"] == pytest.approx(0.75, abs=0.08)
+    low, high = numbers["ratio"][1:]
+    assert 0 < low <= numbers["ratio"][0] <= high
+    assert numbers["tokenising"].keys() == throughput.MASKS.keys()
+    assert all(ms > 0 for ms in numbers["tokenising"].values())
+    shown = capsys.readouterr().out
+    assert "| plain step | goldfish step | goldfish / plain (95 %) | kept |" in shown
+
+
+def test_goldfish_throughput_reports_the_median_ratio(monkeypatch):
+    """Of ratios 1, 2 and 9 the middle one; resampled medians lie among them."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    throughput = importlib.import_module("goldfish_throughput")
+    assert throughput.interval([1.0, 9.0, 2.0], seed=0) == (2.0, 1.0, 9.0)
+    assert throughput.interval([1.5] * 5, seed=0)[1:] == (1.5, 1.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -16,7 +15,7 @@ from unlearnkit.data import corpus
 from unlearnkit.data.columns import canonical, content_id
 from unlearnkit.data.corpus import StoredTokens, stored
 from unlearnkit.data.encoding import encode_document, pieces
-from unlearnkit.data.formats import IGNORE, Template, Tokenizer, tokenize_stream
+from unlearnkit.data.formats import Template, Tokenizer, tokenize_stream
 from unlearnkit.data.identity import content
 from unlearnkit.data.spans import SPANS
 from unlearnkit.data.token_stats import TokenStats, TokenWeights
@@ -29,6 +28,7 @@ class Odd:
     """Learns targets at odd places, and unlearns every ninth."""
 
     reads = ()
+    unlearns = True
 
     def __repr__(self) -> str:
         return "Odd()"
@@ -74,7 +74,12 @@ def make(tiny_tokenizer, tmp_path):
         maker = Tokenizer(tiny_tokenizer, template, max_length=max_length, name="train", selectors=selectors)
         on_disk = stored(canonical(rows, on_disk=True), maker, folder)
         in_memory = tokenize_stream(
-            canonical(rows), tiny_tokenizer, template, max_length=max_length, selectors=selectors
+            canonical(rows),
+            tiny_tokenizer,
+            template,
+            max_length=max_length,
+            name="train",
+            selectors=selectors,
         )
         return on_disk, in_memory
 
@@ -84,7 +89,7 @@ def make(tiny_tokenizer, tmp_path):
 @settings(max_examples=100, deadline=None)
 @given(length=st.integers(1, 200), longest=st.integers(2, 40))
 def test_pieces_tile_a_document(length, longest):
-    """One behind the other, none too long; only a lone last token, which would have no context, is left out."""
+    """One behind the other, none too long; only a lone last token, without any context, is left out."""
     cuts = pieces(length, longest)
     assert [start for start, _ in cuts] == [0, *(end for _, end in cuts[:-1])]
     assert all(0 < end - start <= longest for start, end in cuts)
@@ -217,8 +222,8 @@ def test_rows_on_disk_are_never_copied_to_memory_to_be_counted(make, monkeypatch
     assert len(on_disk.fingerprint) == 16
 
 
-def test_a_document_of_one_token_has_no_target(make):
-    """The tokenizer makes nothing of it but the EOS."""
-    on_disk, _ = make(table(["x"]))
-    assert [row["labels"][0] for row in on_disk.rows] == [IGNORE]
-    assert Path(on_disk.rows.folder).is_dir()
+def test_empty_documents_are_counted_and_named():
+    texts = ["word"] * 400
+    texts[300], texts[301] = " ", "\n"
+    with pytest.raises(DataError, match=r"2 row\(s\) have an empty text \(row 300, 301, counted from 0\)"):
+        canonical(table(texts), on_disk=True)

@@ -8,7 +8,7 @@ import re
 
 import datasets
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models, pre_tokenizers
@@ -75,6 +75,7 @@ SPAN = st.tuples(st.integers(0, 30), st.integers(1, 9)).map(lambda p: Span(p[0],
 SPANS = st.lists(SPAN, max_size=8)
 
 
+@settings(deadline=None)
 @given(SPANS)
 def test_merging_keeps_every_character_and_no_other(spans):
     found = merged(spans, "e")
@@ -132,6 +133,7 @@ def test_of_two_classes_the_one_that_covers_more_of_a_token_counts():
     assert token_risks("x" * 8, [(0, 3), (1, 3), (1, 8)], spans) == ["a", "a", "c"]
 
 
+@settings(deadline=None)
 @given(SPANS, st.lists(st.integers(1, 4), max_size=12))
 def test_the_search_finds_what_a_look_at_every_pair_finds(spans, lengths):
     text = "ab cd " * 8

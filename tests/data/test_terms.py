@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearnkit.data.terms import parts_of, read_terms, term_pattern
@@ -32,7 +32,8 @@ def test_parts_are_the_first_and_the_last_word_and_the_whole_is_found_first():
 def test_a_letter_with_a_mark_is_one_however_it_is_written():
     """ "é" may be one character or two; the second alone is no end of a word."""
     pattern = term_pattern(["José", "O'Brien"], parts=False)
-    assert words(pattern, "José Jose\N{COMBINING ACUTE ACCENT} O’Brien") == ["José", "José", "O’Brien"]
+    two = "Jose\N{COMBINING ACUTE ACCENT}"
+    assert words(pattern, f"José {two} O’Brien") == ["José", two, "O’Brien"]
     assert words(term_pattern(["Jose"], parts=False), "Jose\N{COMBINING ACUTE ACCENT}") == []
 
 
@@ -56,6 +57,7 @@ def test_terms_that_cannot_be_used(terms, message):
         term_pattern(terms, parts=True)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=6), min_size=1

@@ -27,6 +27,7 @@ class Places:
 
     unlearn: int = 1000
     reads: ClassVar[tuple[str, ...]] = ()
+    unlearns: ClassVar[bool] = True
 
     def __call__(self, stats: TokenStats) -> TokenWeights:
         unlearn = (stats.places % self.unlearn == 0).float()

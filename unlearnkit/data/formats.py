@@ -195,6 +195,8 @@ def choose(row: TokenRow, selectors: Sequence[Selector], stats: ExampleStats) ->
     learn, unlearn = weights.learn.tolist(), weights.unlearn.tolist()
     if not {*learn, *unlearn} <= {0.0, 1.0}:
         raise ValueError("selectors of the data drop, learn or unlearn a token, and give weights of 0 or 1")
+    if any(unlearn) and not any(getattr(one, "unlearns", False) for one in selectors):
+        raise ValueError("a selector unlearns tokens, but it has no attribute `unlearns` that says so")
     marks = [0] * len(row["input_ids"])
     where = stats.places.tolist()
     for place, learned, unlearned in zip(where, learn, unlearn, strict=True):

@@ -42,7 +42,7 @@ def term_pattern(terms: Iterable[str], *, parts: bool, ignore_case: bool = False
     names = [term for term in terms if not is_expression(term)]
     if parts:
         names = [*names, *(part for name in names for part in parts_of(name))]
-    forms = {unicodedata.normalize(form, name) for name in names for form in ("NFC", "NFD")}
+    forms = {*names, *(unicodedata.normalize(form, name) for name in names for form in ("NFC", "NFD"))}
     found = [_expression(term[1:-1]) for term in written]
     if forms:
         words = "|".join(_literal(form) for form in sorted(forms, key=lambda form: (-len(form), form)))

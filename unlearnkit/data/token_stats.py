@@ -123,10 +123,11 @@ class TokenStats:
 class Selector(Protocol):
     """Says which tokens are learned; a frozen dataclass whose fields are its settings.
 
-    Optional attributes: `reads_text` (bool), that risks or words are read, for which a tokenizer must tell
-    where its tokens stand in the text; `check(data, where)`, which raises DataError for rows that it cannot
-    work on, before a model is loaded; `remark(longest)`, a sentence to warn with once the examples are
-    tokenised, of which the longest has `longest` tokens, or None; `state` (see `training/state.py`).
+    Optional attributes: `unlearns` (bool), that some of its weights may unlearn; `reads_text` (bool), that
+    risks or words are read, for which a tokenizer must tell where its tokens stand in the text; `check(data,
+    where)`, which raises DataError for rows that it cannot work on, before a model is loaded;
+    `remark(longest)`, a sentence to warn with once the examples are tokenised, of which the longest has
+    `longest` tokens, or None; `state` (see `training/state.py`).
     """
 
     @property

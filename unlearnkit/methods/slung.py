@@ -90,11 +90,16 @@ class SLUNG:
     def __call__(self, stats: TokenStats) -> TokenWeights:
         return token_weights(stats.risks, {**TREATMENTS[self.variant], **self.treatment})
 
+    @property
+    def unlearns(self) -> bool:
+        """Whether some class is unlearned."""
+        return "unlearn" in {**TREATMENTS[self.variant], **self.treatment}.values()
+
     def check(self, data: Any, where: str) -> None:
         """Refuse rows whose risks are not known.
 
         Raises:
-            DataError: no column of spans, a span that does not fit its text, or no span at all.
+            DataError: no column of spans, or no span in any row; or one before the first that does not fit.
         """
         remedy = "annotate it with data.annotate in the recipe, or once with `unlearnkit data annotate`"
         if SPANS not in data.column_names:

@@ -40,8 +40,8 @@ def from_data_sets(suite: str | Path | Suite, data: Mapping[str, Any] | None, fo
 def lighten(suite: Suite, limit: int | None, folder: Path) -> tuple[Suite, dict[str, set[str]]]:
     """Cut each data set to at most `limit` examples (see `choose`).
 
-    What is shown before the questions (`shots`) and lists of terms stay whole. No metric is required any more that needs the
-    retain model, and the target judges no answers.
+    What is shown before the questions (`shots`) and lists of terms stay whole. No metric is required any more
+    that needs the retain model, and the target judges no answers.
 
     Args:
         folder: the examples that remain of a data set are written here, and have to stay.

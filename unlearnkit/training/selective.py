@@ -146,12 +146,17 @@ class SelectiveNLL:
     """The term (see module docstring), over one or more streams together (`token_mean`).
 
     Logged per stream: `nll` mean over the learned tokens, `kept` share of the targets that are learned, and
-    `unlikelihood`, its mean where something is unlearned.
+    `unlikelihood`, its mean over the unlearned ones, if a selector unlearns.
     """
 
     streams: tuple[str, ...] = ("train",)
     selectors: tuple[Selector, ...] = ()
     needs = Needs.NOTHING
+
+    @property
+    def unlearns(self) -> bool:
+        """Whether a selector says that it unlearns; what is logged must not depend on a process's rows."""
+        return any(getattr(one, "unlearns", False) for one in self.selectors)
 
     def __call__(self, step: Step, batch: Batch) -> LossOutput:
         if of_the_model(self.selectors):
@@ -214,7 +219,7 @@ class SelectiveNLL:
             "nll": (all_sum - removed_sum) / learned,
             "kept": (all_weight - removed) / counts.candidates,
         }
-        if unlearned_U is not None:
+        if self.unlearns:
             every = counts.tokens if decided is None else decided.totals[0]
             metrics["unlikelihood"] = removed_sum / (every - learned).clamp(min=1.0)
         return {f"{stream}/{name}": value for name, value in metrics.items()}

@@ -104,6 +104,12 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             streams_of(self.objective.streams),
             args,
         )
+        self._has_fresh_adapter = peft_config is not None
+        self.reference_name = reference.choose(
+            args.reference, self.objective.needs, has_fresh_adapter=self._has_fresh_adapter,
+            retain=args.retain,
+        )  # fmt: skip
+        documents.refuse_documents(args, self.objective, chosen, self.reference_name)
         if processing_class is None:
             processing_class = load_tokenizer_of(model)
         self.template = Template.for_tokenizer(processing_class, template)
@@ -118,12 +124,6 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             max_length=args.max_length, pack=args.pack_documents,
         )  # fmt: skip
         self.mix = StreamMix(rows, mix, seed=args.seed)
-        self._has_fresh_adapter = peft_config is not None
-        self.reference_name = reference.choose(
-            args.reference, self.objective.needs, has_fresh_adapter=self._has_fresh_adapter,
-            retain=args.retain,
-        )  # fmt: skip
-        documents.refuse_documents(args, self.objective, chosen, self.reference_name)
         if isinstance(model, str):
             model = load_model(model)
         #: Names the weights before training, which key the cached reference.
