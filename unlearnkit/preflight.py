@@ -228,8 +228,8 @@ def load_streams(recipe: Recipe, read: tuple[str, ...], note: Note | None = None
     if data.annotate is not None:
         if on_disk:
             raise RecipeError(
-                "data.annotate keeps spans in memory, but data.documents.on_disk is true; write them to a file "
-                "with `unlearnkit data annotate` and name that file, or leave out on_disk"
+                "data.annotate keeps spans in memory, but data.documents.on_disk is true; write them to a "
+                "file with `unlearnkit data annotate` and name that file, or leave out on_disk"
             )
         streams = _annotated(data.annotate, streams, read, data.root)
     if data.alternates is not None and "forget" in streams:

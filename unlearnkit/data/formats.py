@@ -178,8 +178,8 @@ class Tokenizer:
             )
         if safe := self.chosen.without_risk:
             self.chosen.remarks.append(
-                f"data.{self.name}: {safe} of {count} examples hold nothing risky, so all of their tokens are "
-                "learned"
+                f"data.{self.name}: {safe} of {count} examples hold nothing risky, so all of their tokens "
+                "are learned"
             )
         for text in self.chosen.remarks:
             logger.warning("%s", text)

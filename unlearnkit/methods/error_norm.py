@@ -101,11 +101,6 @@ class ErrorNormConfig(SelectiveConfig):
         metadata={"help": "Optimizer steps in which everything is learned, before the first cut."},
     )
 
-    def __post_init__(self) -> None:
-        """Raises RecipeError: settings that cannot be used."""
-        self.selectors()
-        super().__post_init__()
-
 
 class ErrorNormTrainer(UnlearnTrainer):
     """Cross-entropy on the tokens that do not look like errors."""

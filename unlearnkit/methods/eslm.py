@@ -212,11 +212,6 @@ class ESLMConfig(SelectiveConfig):
         default=0.9, metadata={"help": "With adaptive: how slowly; 0 looks at the last step alone."}
     )
 
-    def __post_init__(self) -> None:
-        """Raises RecipeError: settings that cannot be used."""
-        self.selectors()
-        super().__post_init__()
-
 
 class ESLMTrainer(UnlearnTrainer):
     """Cross-entropy on the tokens with the highest scores."""

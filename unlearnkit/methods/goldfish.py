@@ -283,11 +283,6 @@ class GoldfishConfig(SelectiveConfig):
         default=True, metadata={"help": "Always learn special tokens, such as EOS and the ends of turns."}
     )
 
-    def __post_init__(self) -> None:
-        """Raises RecipeError: settings that cannot be used, alone or together."""
-        self.selectors()
-        super().__post_init__()
-
 
 class GoldfishTrainer(UnlearnTrainer):
     """Cross-entropy on the streams that the config names, with holes."""

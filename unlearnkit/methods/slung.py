@@ -124,11 +124,6 @@ class SLUNGConfig(SelectiveConfig):
     learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate (AdamW)."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the anchor stream."})
 
-    def __post_init__(self) -> None:
-        """Raises RecipeError: as `SLUNG` and `SelectiveConfig.selectors`."""
-        self.selectors()
-        super().__post_init__()
-
 
 class SLUNGTrainer(UnlearnTrainer):
     """The selective loss on the streams that the config names."""

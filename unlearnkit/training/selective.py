@@ -308,6 +308,11 @@ class SelectiveConfig(UnlearnConfig):
         metadata={"help": "Further selective methods by name, with their options: {goldfish: {k: 4}}."},
     )
 
+    def __post_init__(self) -> None:
+        """Raises RecipeError: settings that a selector refuses."""
+        self.selectors()
+        super().__post_init__()
+
     def selectors(self) -> tuple[Selector, ...]:
         """The method's own selector, and those of `also`.
 
