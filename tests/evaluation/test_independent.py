@@ -279,21 +279,31 @@ def test_memorization(tmp_path, models, tiny_tokenizer, data):
     written = "Question: {question}\nAnswer: {answer}".format_map
     sets = {key: [written(row) for row in some] for key, some in rows.items()}
     files = write(tmp_path, {key: [{"text": text} for text in texts] for key, texts in sets.items()})
-    model = models["unlearned"]
-    found = evaluate(model, tiny_tokenizer, "memorization", files, **OPTIONS)
+    both = {"own": models["unlearned"], "retain": models["retain"]}
+    found = evaluate(both["own"], tiny_tokenizer, "memorization", files, reference=both["retain"], **OPTIONS)
     wanted = {name: [] for name in found.metrics}
     for key, text in ((key, text) for key, texts in sets.items() for text in texts):
-        ids = tiny_tokenizer(text)["input_ids"]
-        half = len(ids) // 2
-        true = ids[half : half + NEW_TOKENS]
-        tokens, said = say(model, tiny_tokenizer, ids[:half], tiny_tokenizer.eos_token_id)
-        hits = score(model, ids[:1], ids[1:], ends=False)["hits"]
-        wanted[f"{key}_verbatim_rouge"].append(rouge(tiny_tokenizer.decode(true), said))
-        wanted[f"{key}_verbatim_exact"].append(float(tokens[: len(true)] == true))
-        wanted[f"{key}_longest_common_substring"].append(common_run(true, tokens))
-        same = [n for n in range(len(true) + 1) if true[:n] == tokens[:n]]
+        ids, eos = tiny_tokenizer(text)["input_ids"], tiny_tokenizer.eos_token_id
+        border = len(ids) - min(50, len(ids) // 2)  # all but the last 50 tokens, and at least half
+        true = ids[border : border + NEW_TOKENS]
+        said = {name: say(one, tiny_tokenizer, ids[:border], eos)[0] for name, one in both.items()}
+        said = {name: tokens[: len(true)] for name, tokens in said.items()}
+        overlap = {
+            name: rouge(tiny_tokenizer.decode(true), tiny_tokenizer.decode(tokens))
+            for name, tokens in said.items()
+        }
+        hits = score(both["own"], ids[:1], ids[1:], ends=False)["hits"]
+        wanted[f"{key}_verbatim_rouge"].append(overlap["own"])
+        wanted[f"{key}_verbatim_exact"].append(float(said["own"] == true))
+        wanted[f"{key}_longest_common_substring"].append(common_run(true, said["own"]))
+        same = [n for n in range(len(true) + 1) if true[:n] == said["own"][:n]]
         wanted[f"{key}_first_departure"].append(max(same))
         wanted[f"{key}_exact_memorization"].append(hits.mean())
         wanted[f"{key}_extraction_strength"].append(extraction(hits))
+        if key == "forget":
+            wanted["forget_verbatim_rouge_excess"].append(overlap["own"] - overlap["retain"])
+            exact = float(said["own"] == true) - float(said["retain"] == true)
+            wanted["forget_verbatim_exact_excess"].append(exact)
+    assert any(wanted["forget_verbatim_rouge_excess"])
     for name, expected in wanted.items():
         agree(found.metrics[name], expected, name)

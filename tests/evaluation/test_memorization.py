@@ -11,7 +11,7 @@ from helpers_metrics import answer, continuation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearnkit.errors import RecipeError
+from unlearnkit.errors import RecipeError, RecordsError
 from unlearnkit.evaluation import metrics
 from unlearnkit.evaluation.metrics.memorization import exact_share, extractable_share
 from unlearnkit.evaluation.metrics.verbatim import common_run, matching_start
@@ -229,3 +229,60 @@ def test_row_order_changes_nothing(
         first = metrics.KINDS[kind](frame, dataset="verbmem")
         assert first.as_json() == metrics.KINDS[kind](shuffled, dataset="verbmem").as_json()
         assert math.isnan(first.value) or 0 <= first.value <= 5
+
+
+def test_beyond_the_retain_model() -> None:
+    """Exact: 1, 0, 0, 0 here and 1, 1, 0, - there. a: 0, b: -1, c: 0; d has no text there: mean -1/3. ROUGE-L
+    recall: a 1 - 1, b 3/4 - 1, c 1/2 - 0 = 1/2: mean 1/12."""
+    control = new_records(
+        [
+            continuation("a", [1, 2, 3, 4], [1, 2, 3, 4]),
+            continuation("b", [1, 2, 3, 4], [1, 2, 3, 4]),
+            continuation("c", [1, 2], [7]),
+            continuation("d", [1, 2, 3, 4], [], scored=False),
+        ]
+    )
+    run = new_records(CONTINUATIONS)
+    exact = metrics.verbatim_excess(run, dataset="verbmem", retain=control)
+    assert exact.per_example is not None
+    assert exact.per_example.dropna().to_dict() == {"a": 0, "b": -1, "c": 0}
+    assert (exact.value, exact.n, exact.unscored) == (pytest.approx(-1 / 3), 3, ["d"])
+    assert exact.extra == {"own": pytest.approx(1 / 3), "reference": pytest.approx(2 / 3)}
+    assert exact.low is not None
+    assert exact.high is not None
+    assert -1 <= exact.low <= exact.value <= exact.high <= 0
+    overlap = metrics.verbatim_excess(run, dataset="verbmem", retain=control, score="rouge")
+    assert overlap.value == pytest.approx(1 / 12)
+    assert metrics.verbatim_excess(run, dataset="verbmem", retain=run).value == 0
+    opposite = metrics.verbatim_excess(control, dataset="verbmem", retain=run)
+    assert opposite.value == pytest.approx(-exact.value)
+
+
+def test_what_the_excess_needs() -> None:
+    run = new_records(CONTINUATIONS)
+    alone = metrics.verbatim_excess(run, dataset="verbmem")
+    assert not alone.measured
+    assert alone.note.endswith("name it with --reference, or as evaluation.reference")
+    empty = metrics.verbatim_excess(run, dataset="verbmem", retain=new_records([]))
+    assert empty.note.endswith("evaluation has no continuations for 'verbmem'")
+    with pytest.raises(RecordsError, match="do not cover the same examples"):
+        metrics.verbatim_excess(run, dataset="verbmem", retain=new_records(CONTINUATIONS[:2]))
+    with pytest.raises(RecipeError, match="score='bleu'"):
+        metrics.verbatim_excess(run, dataset="verbmem", retain=run, score="bleu")
+    elsewhere = [{**row, "reference_text": "9 9"} for row in CONTINUATIONS[:1]] + CONTINUATIONS[1:]
+    split = metrics.verbatim_excess(run, dataset="verbmem", retain=new_records(elsewhere))
+    assert split.note == "1 of 4 texts were split elsewhere for the retain model"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=6))
+def test_the_excess_is_the_difference_of_the_means(hits: list[tuple[bool, bool]]) -> None:
+    def of(side: int) -> Any:
+        return new_records(
+            [continuation(f"e{i}", [1, 2], [1, 2] if hit[side] else [1]) for i, hit in enumerate(hits)]
+        )
+
+    excess = metrics.verbatim_excess(of(0), dataset="verbmem", retain=of(1))
+    both = [metrics.verbatim_exact(of(side), dataset="verbmem").value for side in (0, 1)]
+    assert excess.value == pytest.approx(both[0] - both[1])
+    assert -1 <= excess.value <= 1

@@ -54,7 +54,10 @@ def data(name, muse, tmp_path, fictional_rows):
             if key in wanted
         }
     forget, holdout = fictional_rows("forget10_perturbed")[:2], fictional_rows("holdout10")[:2]
+    terms = [{"text": row["answer"].split()[0]} for row in forget]
     sets = {
+        "questions": forget,
+        "terms": [*terms, {"text": f"/{forget[0]['question'][:5]}/"}],
         "forget": forget,
         "holdout": holdout,
         "retain": fictional_rows("retain_perturbed")[:2],
@@ -94,7 +97,7 @@ def test_a_shipped_suite_explains_itself(name):
     assert 20 < len(suite.description) < 120
     assert all(spec.title for spec in suite.metrics.values())
     known = {"forget", "utility", "retain", "memorization", "membership", "leakage", "fluency", "capability",
-             "indication", "other"}  # fmt: skip
+             "indication", "mentions", "understanding", "other"}  # fmt: skip
     assert {spec.group for spec in suite.metrics.values()} <= known
 
 

@@ -11,12 +11,12 @@ import pandas as pd
 from unlearnkit.errors import ModelError
 from unlearnkit.evaluation import capability, probes
 from unlearnkit.evaluation.attacks.subject import Subject
+from unlearnkit.evaluation.continuations import continuation_questions
 from unlearnkit.evaluation.cost import Budget, Cost
 from unlearnkit.evaluation.decode import Sampling
 from unlearnkit.evaluation.metrics.rouge import rouge_l
 from unlearnkit.evaluation.questions import (
     Question,
-    continuation_questions,
     generation_questions,
     likelihood_questions,
     with_answer_prefix,
@@ -38,6 +38,7 @@ from unlearnkit.evaluation.records import (
 from unlearnkit.evaluation.share import ask_missing
 from unlearnkit.evaluation.store import ResultStore
 from unlearnkit.evaluation.suite import Ask, Suite
+from unlearnkit.evaluation.terms import all_terms, term_records
 from unlearnkit.files import fingerprint
 from unlearnkit.models.load import is_named_by_weights
 
@@ -82,6 +83,7 @@ class Examination:
         model.eval()
         try:
             rows = [*self._likelihoods(), *self._generations(), *self._gradients(), *self._tasks()]
+            rows += term_records(self.suite.probes, self.subject.rows)
         finally:
             model.train(was_training)
         suite = self.suite.versioned
@@ -95,11 +97,12 @@ class Examination:
     # ---- Likelihoods ---------------------------------------------------------------------------------------
 
     def _likelihoods(self) -> Iterator[Row]:
+        terms = all_terms(self.suite.probes, self.subject.rows)
         questions = self._prefixed(
             question
             for ask, rows in self._asks(ANSWER_LIKELIHOOD)
             for question in likelihood_questions(
-                ask.dataset, rows, self.subject.tokenizer, self.subject.template
+                ask.dataset, rows, self.subject.tokenizer, self.subject.template, terms=terms
             )
         )
         results = self._score(questions, self.subject.model, self.model_name, "scoring answers")
@@ -140,11 +143,13 @@ class Examination:
             yield from self._drawn(self._written(SAMPLE_ANSWER, SAMPLE, ask, rows), ask, self._bound(ask))
 
     def _continuations(self) -> Iterator[_Wanted]:
+        room = probes.most_tokens(self.subject.model)
         for ask, rows in self._asks(CONTINUE_TEXT):
-            bound, tokenizer = self._bound(ask), self.subject.tokenizer
-            texts = continuation_questions(ask.dataset, rows, tokenizer, ask=ask, max_new_tokens=bound)
-            self._asked += texts
-            yield from ((q, bound, None) for q in texts)
+            asked = continuation_questions(
+                ask.dataset, rows, self.subject.tokenizer, ask=ask, max_new_tokens=self._bound(ask), room=room
+            )
+            self._asked += [question for question, _ in asked]
+            yield from ((question, bound, None) for question, bound in asked)
 
     def _written(self, probe: str, field: str, ask: Ask, rows: Sequence[Any]) -> list[Question]:
         shots = self.subject.rows.get(ask.shots, ()) if ask.shots else ()

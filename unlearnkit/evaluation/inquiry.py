@@ -15,6 +15,7 @@ from unlearnkit.evaluation.metrics import MetricResult
 from unlearnkit.evaluation.metrics.result import not_measured
 from unlearnkit.evaluation.questions import Question
 from unlearnkit.evaluation.records import EvalRun
+from unlearnkit.evaluation.requirements import further_set
 from unlearnkit.evaluation.results import Evaluation, compute_metrics, described, note_differences
 from unlearnkit.evaluation.suite import Suite
 from unlearnkit.files import fingerprint
@@ -92,12 +93,12 @@ class Inquiry:
         meaning: members that are asked otherwise than the holdout."""
         for name, result in metrics.items():
             spec = self.suite.metrics[name]
-            holdout = str(spec.options.get("holdout", "holdout")) if spec.kind in _TWO_SETS else ""
-            if holdout and attack is not None and attack["asks_otherwise"]:
+            further = further_set(spec) or ""
+            if spec.kind in _TWO_SETS and attack is not None and attack["asks_otherwise"]:
                 why = "the attack asks about the members otherwise than about the holdout"
                 metrics[name] = not_measured(result.name, why, variant=result.variant)
                 continue
-            for missing in (spec.dataset or "", holdout) if not result.measured else ():
+            for missing in (spec.dataset or "", further) if not result.measured else ():
                 if missing in self.absent:
                     result.note = f"not measured: the data set {missing!r} is absent ({self.absent[missing]})"
 

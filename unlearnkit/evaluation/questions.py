@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unlearnkit.data.formats import Template, prompt_and_answer, tokenize_pair
+from unlearnkit.data.encoding import encode, encode_pair
+from unlearnkit.data.formats import Template, prompt_and_answer
 from unlearnkit.evaluation.records import (
     ANSWER,
     ANSWER_LIKELIHOOD,
-    CONTINUATION,
-    CONTINUE_TEXT,
     GENERATE_ANSWER,
     GENERATION,
     PARAPHRASED_ANSWER,
     PER_TOKEN,
     PERTURBED_ANSWER,
 )
+from unlearnkit.evaluation.terms import risky_tokens
 
 if TYPE_CHECKING:
-    from unlearnkit.evaluation.suite import Ask
+    from unlearnkit.evaluation.asks import Ask
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -34,7 +35,9 @@ class Question:
     """One (prompt, answer) pair and the record it belongs to.
 
     `answer_ids` end with EOS unless the text was a document; for a generation they are the true answer, which
-    is compared with what the model says. `stop` are texts before which a generation is cut.
+    is compared with what the model says. `stop` are texts before which a generation is cut; `cut_tokens` of a
+    document's beginning are left out of its prompt, since the model has no positions for them. `risky` says
+    of each answer token whether it belongs to a term, where terms are looked for.
     """
 
     probe: str
@@ -47,6 +50,8 @@ class Question:
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     stop: tuple[str, ...] = ()
+    cut_tokens: int = 0
+    risky: tuple[bool, ...] = ()
 
     @property
     def pair(self) -> str:
@@ -70,6 +75,7 @@ class Question:
             **self._shared(),
             **{name: result[name] for name in PER_TOKEN},
             "num_tokens": len(result["logps"]),
+            "risky": list(self.risky) if len(result["logps"]) else [],
             "ends_with_eos": ends,
         }
 
@@ -84,6 +90,7 @@ class Question:
             "num_tokens": result["num_new_tokens"],
             "tokens": [token for token in result["tokens"] if token not in stop],
             "reference_tokens": [token for token in self.answer_ids if token not in stop],
+            "cut_tokens": self.cut_tokens,
         }
 
     def numbered(self, field: str, value: float) -> dict[str, Any]:
@@ -104,18 +111,31 @@ def _name(*parts: Sequence[int]) -> str:
 
 
 def likelihood_questions(
-    dataset: str, rows: Rows, tokenizer: Any, template: Template, *, probe: str = ANSWER_LIKELIHOOD
-) -> list[Question]:
-    """The answer, its paraphrase and its perturbations, where a row has them."""
+    dataset: str, rows: Rows, tokenizer: Any, template: Template, *, probe: str = ANSWER_LIKELIHOOD,
+    terms: re.Pattern[str] | None = None,
+) -> list[Question]:  # fmt: skip
+    """The answer, its paraphrase and its perturbations, where a row has them.
+
+    Args:
+        terms: tokens of the answers that belong to a match are marked.
+
+    Raises:
+        ModelError: terms, and a tokenizer that does not tell where its tokens stand.
+    """
     questions = []
     for row in rows:
         if is_document(row):
-            ids = _document_ids(row, tokenizer)
-            questions.append(_document(probe, ANSWER, dataset, row, tokenizer, ids, border=1))
+            ids = document_ids(row, tokenizer)
+            made = document_question(probe, ANSWER, dataset, row, tokenizer, ids, border=1)
+            if terms is not None:
+                offsets = encode(tokenizer, row["text"], offsets=True).offsets or []
+                marks = risky_tokens(row["text"], 0, offsets, terms)
+                made = dataclasses.replace(made, risky=marks[1:])
+            questions.append(made)
             continue
         prompt, _ = prompt_and_answer(row)
         questions += [
-            _question(probe, dataset, row, field, index, prompt, text, tokenizer, template)
+            _question(probe, dataset, row, field, index, prompt, text, tokenizer, template, terms)
             for field, index, text in answers_of(row)
         ]
     return questions
@@ -141,37 +161,14 @@ def generation_questions(
     questions = []
     for row in rows:
         if is_document(row):
-            ids = _document_ids(row, tokenizer)
-            made = _document(probe, field, dataset, row, tokenizer, ids, border=max(1, len(ids) // 2))
+            ids = document_ids(row, tokenizer)
+            made = document_question(probe, field, dataset, row, tokenizer, ids, border=max(1, len(ids) // 2))
         else:
             prompt, answer = prompt_and_answer(row)
             made = _question(
                 probe, dataset, row, field, 0, _after(shots, prompt), answer, tokenizer, template
             )
         questions.append(dataclasses.replace(made, stop=stop))
-    return questions
-
-
-def continuation_questions(
-    dataset: str, rows: Rows, tokenizer: Any, *, ask: Ask, max_new_tokens: int
-) -> list[Question]:
-    """The beginning of each text, to be continued; the true continuation is cut to `max_new_tokens`.
-
-    A row with a prompt and a completion (MUSE's VerbMem) is a text whose beginning is the prompt: nothing is
-    written around either.
-    """
-    questions = []
-    for row in rows:
-        if is_document(row):
-            ids = _document_ids(row, tokenizer)
-            half = max(1, len(ids) // 2)  # also of a text that is no longer than the prefix
-            border = half if ask.prefix_tokens is None else min(ask.prefix_tokens, half)
-        else:
-            prompt, answer = (text_of(part) for part in prompt_and_answer(row))
-            prompt_ids, answer_ids, _ = tokenize_pair(tokenizer, prompt, answer, chat=False)
-            ids, border = [*prompt_ids, *answer_ids[:-1]], len(prompt_ids)
-        ids = ids[: border + max_new_tokens]
-        questions.append(_document(CONTINUE_TEXT, CONTINUATION, dataset, row, tokenizer, ids, border=border))
     return questions
 
 
@@ -188,6 +185,7 @@ def with_answer_prefix(questions: Iterable[Question], num_tokens: int, tokenizer
                 answer=tokenizer.decode(rest, skip_special_tokens=True).strip(),
                 prompt_ids=one.prompt_ids + given,
                 answer_ids=rest,
+                risky=one.risky[border:],
             )
         )
     return out
@@ -214,10 +212,12 @@ def _as_turns(prompt: Any) -> list[dict[str, str]]:
 
 def _question(
     probe: str, dataset: str, row: Mapping[str, Any], field: str, index: int, prompt: Any, answer: Any,
-    tokenizer: Any, template: Template,
+    tokenizer: Any, template: Template, terms: re.Pattern[str] | None = None,
 ) -> Question:  # fmt: skip
-    prompt_text, answer_text = template.texts(tokenizer, prompt, answer)
-    prompt_ids, answer_ids, _ = tokenize_pair(tokenizer, prompt_text, answer_text, chat=template.chat)
+    texts = template.texts(tokenizer, prompt, answer)
+    before, after, _ = encode_pair(tokenizer, *texts, chat=template.chat, offsets=terms is not None)
+    offsets = after.offsets or []
+    risky = () if terms is None else risky_tokens("".join(texts), len(texts[0]), offsets, terms)
     return Question(
         probe,
         dataset,
@@ -226,8 +226,9 @@ def _question(
         index,
         shown(prompt),
         text_of(answer),
-        tuple(prompt_ids),
-        tuple(answer_ids),
+        tuple(before.ids),
+        tuple(after.ids),
+        risky=risky,
     )
 
 
@@ -241,11 +242,12 @@ def text_of(answer: Any) -> str:
     return answer if isinstance(answer, str) else str(answer[-1]["content"])
 
 
-def _document_ids(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
+def document_ids(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
+    """The tokens of a text without a question."""
     return list(tokenizer(row["text"])["input_ids"])
 
 
-def _document(
+def document_question(
     probe: str, field: str, dataset: str, row: Mapping[str, Any], tokenizer: Any, ids: Sequence[int], *,
     border: int,
 ) -> Question:  # fmt: skip

@@ -2,8 +2,8 @@
 
 A record is one answer about one example. Likelihood probes write one per (example, answer) pair with the
 per-token numbers of the scoring pass; generation probes write one per generated text, with its tokens; others
-write one number. Log-probs are natural logarithms. A likelihood record with `num_tokens` 0 could not be
-scored: every number read from it is NaN.
+write one number, and a list of terms has a record for each. Log-probs are natural logarithms. A likelihood
+record with `num_tokens` 0 could not be scored: every number read from it is NaN.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SAMPLE_ANSWER = "sample_answer"
 CONTINUE_TEXT = "continue_text"
 GRADIENT_NORM = "gradient_norm"
 JUDGED_LIKELIHOOD = "judged_likelihood"
+LIST_TERMS = "list_terms"
 LM_EVAL = "lm_eval"
 
 ANSWER = "answer"
@@ -39,6 +40,7 @@ SAMPLE = "sample"
 CONTINUATION = "continuation"
 GLOBAL_NORM = "global_norm"
 MEAN_NORM = "mean_norm"
+TERM = "term"
 #: Probe -> the fields it writes; None: any (a task of lm-evaluation-harness names its own).
 FIELDS: dict[str, tuple[str, ...] | None] = {
     ANSWER_LIKELIHOOD: (ANSWER, PARAPHRASED_ANSWER, PERTURBED_ANSWER),
@@ -47,6 +49,7 @@ FIELDS: dict[str, tuple[str, ...] | None] = {
     CONTINUE_TEXT: (CONTINUATION,),
     GRADIENT_NORM: (GLOBAL_NORM, MEAN_NORM),
     JUDGED_LIKELIHOOD: (GENERATION,),
+    LIST_TERMS: (TERM,),
     LM_EVAL: None,
 }
 PROBES = tuple(FIELDS)
@@ -74,9 +77,14 @@ COLUMNS = {
     "value": "float64",  # a single number about the example: a gradient norm, a task's score
     "tokens": "list<int32>",  # of a generation, EOS left out
     "reference_tokens": "list<int32>",  # the true tokens beside a generation, EOS left out
+    "risky": "list<bool>",  # of an answer's tokens: belongs to a term; empty where nobody looked for terms
+    "cut_tokens": "int32",  # first tokens of a document that its prompt lacks, the model having no positions
 }
 #: Columns that records of earlier versions lack, and what they stand for there.
-ADDED: dict[str, Any] = {"suite": "", "value": float("nan"), "tokens": (), "reference_tokens": ()}
+ADDED: dict[str, Any] = {
+    "suite": "", "value": float("nan"), "tokens": (), "reference_tokens": (), "risky": (),
+    "cut_tokens": 0,
+}  # fmt: skip
 KEY = ["probe", "dataset", "example_id", "field", "index"]
 PER_TOKEN = ("logps", "hits", "means", "variances")
 
@@ -124,8 +132,9 @@ def validate(frame: pd.DataFrame, where: str = "the records") -> None:
                 f"{where} have the field {wrong[0]!r} for {probe} (known: {', '.join(allowed)}); {again}"
             )
     scored = frame[frame["probe"].isin(SCORED)]
-    for name in PER_TOKEN:
+    for name in (*PER_TOKEN, "risky"):
         off = scored[name].map(len) != scored["num_tokens"]
+        off &= (scored[name].map(len) > 0) | (name != "risky")
         if off.any():
             row = scored[off].iloc[0]
             raise RecordsError(

@@ -11,12 +11,28 @@ from unlearnkit.evaluation.suite import MetricSpec, Suite
 #: Kinds of metrics that read wrong answers beside the right one.
 _NEED_WRONG_ANSWERS = {"truth_ratio", "forget_quality", "normalised_probability", "paraphrase_preference"}
 
+#: Kinds of metrics that are a difference to the retain model's records.
+_DIFFERENCES = {"forget_quality", "verbatim_excess", "low_risk_logp_gap"}
+#: A further data set that a kind of metric reads: the option that names it, and its default.
+_FURTHER = {
+    **dict.fromkeys(("membership", "privleak"), ("holdout", "holdout")),
+    **dict.fromkeys(
+        ("mention_rate", "low_risk_logp", "low_risk_logp_gap", "rouge_without_terms"), ("terms", "terms")
+    ),
+}
+
 
 def needs_retain(spec: MetricSpec) -> bool:
     """Whether a metric says nothing without the retain model's records."""
-    return spec.kind == "forget_quality" or (
+    return spec.kind in _DIFFERENCES or (
         spec.kind == "membership" and spec.options.get("attack") == "reference"
     )
+
+
+def further_set(spec: MetricSpec) -> str | None:
+    """The data set that a metric reads beside its own: a holdout, a list of terms; None if it reads none."""
+    option, default = _FURTHER.get(spec.kind, (None, None))
+    return None if option is None else str(spec.options.get(option, default))
 
 
 def compares(spec: MetricSpec) -> bool:
@@ -45,9 +61,8 @@ def _faults(
     has_retain: bool,
 ) -> list[str]:  # fmt: skip
     found = []
-    holdout = spec.options.get("holdout", "holdout") if spec.kind in ("membership", "privleak") else None
-    for dataset in filter(None, (spec.dataset, holdout)):
-        if not rows.get(str(dataset)):
+    for dataset in filter(None, (spec.dataset, further_set(spec))):
+        if not rows.get(dataset):
             found.append(
                 f"- {name} needs the data set {dataset!r}, which is absent; add --data {dataset}=FILE, or in "
                 f"a recipe `evaluation: {{data: {{{dataset}: FILE}}}}`"

@@ -77,6 +77,7 @@ def evaluate(
     Raises:
         RecipeError, DataError, ModelError, RecordsError: before the model is run where that is possible.
     """
+    from unlearnkit.data.encoding import encode
     from unlearnkit.data.formats import Template
     from unlearnkit.evaluation.attacked import make_attacks, under_attack
     from unlearnkit.models.load import (
@@ -110,6 +111,8 @@ def evaluate(
                 "the model was not loaded from anywhere, so its tokenizer is not known; give `tokenizer`"
             )
         tokenizer = load_tokenizer(path)
+    if suite.probes.term_lists & set(rows):
+        encode(tokenizer, "", offsets=True)  # terms are looked for in the tokens: refused if it cannot be
     written = Template.for_tokenizer(tokenizer, template)
     budget = Budget(batch_tokens, max_new_tokens, cache, progress)
     if isinstance(model, str | Path):
@@ -141,6 +144,7 @@ def load_rows(suite: Suite) -> tuple[dict[str, list[dict[str, Any]]], dict[str, 
         DataError: a set that must be there cannot be read, or none has a source although something is asked.
     """
     from unlearnkit.data.streams import load_stream
+    from unlearnkit.evaluation.terms import load_terms
 
     rows: dict[str, list[dict[str, Any]]] = {}
     absent: dict[str, str] = {}
@@ -149,7 +153,11 @@ def load_rows(suite: Suite) -> tuple[dict[str, list[dict[str, Any]]], dict[str, 
             absent[key] = f"no {key} set was given"
             continue
         try:
-            rows[key] = load_stream(sources, root=suite.root, name=f"evaluation.data.{key}").to_list()
+            where, name = suite.root, f"evaluation.data.{key}"
+            if key in suite.probes.term_lists:
+                rows[key] = load_terms(sources, root=where, name=name)
+            else:
+                rows[key] = load_stream(sources, root=where, name=name).to_list()
         except DataError as error:
             if key not in suite.optional:
                 raise

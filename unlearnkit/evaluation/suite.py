@@ -10,15 +10,10 @@ from typing import Any
 
 from unlearnkit import shipped
 from unlearnkit.errors import RecipeError
+from unlearnkit.evaluation.asks import Ask as Ask
+from unlearnkit.evaluation.asks import ProbeSpec as ProbeSpec
+from unlearnkit.evaluation.asks import read_probes
 from unlearnkit.evaluation.capability import TaskSpec, metrics_for
-from unlearnkit.evaluation.records import (
-    ANSWER_LIKELIHOOD,
-    CONTINUE_TEXT,
-    GENERATE_ANSWER,
-    GRADIENT_NORM,
-    JUDGED_LIKELIHOOD,
-    SAMPLE_ANSWER,
-)
 from unlearnkit.recipe import StreamSpec
 from unlearnkit.strict import MISFIT, Reader, did_you_mean, field_hints, fit, phrase
 from unlearnkit.yamlfile import Document, read_document, show
@@ -38,58 +33,6 @@ class MetricSpec:
     title: str = ""
     required: bool = False
     options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A data set, and how a probe asks about it.
-
-    `max_new_tokens` bounds this generation (default: the suite's); `shots` names a data set whose examples
-    stand before each question, answered; a generation is cut before the first of the texts in `stop`;
-    `prefix_tokens` of a document are shown (default, and at most: half); `limit` takes the first examples.
-    `samples`, `temperature`, `top_p` and `seed` say how answers are drawn.
-    """
-
-    dataset: str
-    limit: int | None = field(default=None, metadata={"least": 1})
-    max_new_tokens: int | None = field(default=None, metadata={"least": 1})
-    shots: str | None = None
-    stop: list[str] = field(default_factory=list)
-    prefix_tokens: int | None = field(default=None, metadata={"least": 1})
-    samples: int = field(default=8, metadata={"least": 1})
-    temperature: float = field(default=1.0, metadata={"least": 0.01})
-    top_p: float = field(default=1.0, metadata={"least": 0})
-    seed: int = field(default=0, metadata={"least": 0})
-
-
-#: What can be said about a data set beside `dataset` and `limit`, for each probe.
-_GENERATION = ("max_new_tokens", "shots", "stop")
-ASK_OPTIONS: dict[str, tuple[str, ...]] = {
-    ANSWER_LIKELIHOOD: (),
-    GENERATE_ANSWER: _GENERATION,
-    SAMPLE_ANSWER: (*_GENERATION, "samples", "temperature", "top_p", "seed"),
-    CONTINUE_TEXT: ("max_new_tokens", "prefix_tokens"),
-    GRADIENT_NORM: (),
-    JUDGED_LIKELIHOOD: (),
-}
-
-
-@dataclass(frozen=True)
-class ProbeSpec:
-    """What each probe is asked (by the probe's name); `max_new_tokens` bounds a generation."""
-
-    asks: dict[str, list[Ask]] = field(default_factory=dict)
-    max_new_tokens: int = 200
-
-    def of(self, probe: str) -> list[Ask]:
-        """What one probe is asked."""
-        return self.asks.get(probe, [])
-
-    @property
-    def datasets(self) -> set[str]:
-        """Every data set that is asked about or shown."""
-        asks = [ask for several in self.asks.values() for ask in several]
-        return {ask.dataset for ask in asks} | {ask.shots for ask in asks if ask.shots}
 
 
 @dataclass(frozen=True)
@@ -147,7 +90,7 @@ def load_suite(name: str | Path, data: Mapping[str, Any] | None = None) -> Suite
     overrides = dict(data or {})
     named = "tasks" in (overrides.get("lm_eval") or {})
     tasks = _tasks(reader, document, overrides)
-    probes = _probes(reader, _section(document, "probes"))
+    probes = read_probes(reader, _section(document, "probes"))
     sources = _section(document, "data")
     written = _section(document, "metrics")
     if named:  # the suite's own scores are of other tasks
@@ -178,32 +121,6 @@ def _tasks(reader: Reader, document: Document, overrides: dict[str, Any]) -> Tas
         return None
     section = {**_section(document, "lm_eval"), **(overrides.pop("lm_eval", None) or {})}
     return reader.section(TaskSpec, section, ("lm_eval",))
-
-
-def _probes(reader: Reader, section: dict[str, Any]) -> ProbeSpec | None:
-    most = reader.check(section.pop("max_new_tokens", 200), int, ("probes", "max_new_tokens"), least=1)
-    asks: dict[str, list[Ask]] = {}
-    for probe, items in section.items():
-        if probe not in ASK_OPTIONS:
-            reader.unknown(("probes", probe), [*ASK_OPTIONS, "max_new_tokens"])
-            continue
-        if not isinstance(items, list):
-            reader.problem(("probes", probe), f"probes.{probe} must be a list, found {show(items)}")
-            continue
-        asks[probe] = [a for number, item in enumerate(items) if (a := _ask(reader, probe, number, item))]
-    return None if most is None else ProbeSpec(asks, most)
-
-
-def _ask(reader: Reader, probe: str, number: int, item: Any) -> Ask | None:
-    """A data set's name, or a section that names it."""
-    at = ("probes", probe, str(number))
-    values = {"dataset": item} if isinstance(item, str) else item
-    allowed = ("dataset", "limit", *ASK_OPTIONS[probe])
-    for key in values if isinstance(values, Mapping) else ():
-        if key not in allowed:
-            reader.unknown((*at, str(key)), allowed)
-            return None
-    return reader.section(Ask, values, at)
 
 
 def _section(document: Document, key: str) -> dict[str, Any]:
@@ -294,7 +211,7 @@ def _check_names(suite: Suite, path: Path) -> None:
     used = suite.probes.datasets
     for spec in suite.metrics.values():
         if spec.kind != "task_score":
-            names = (spec.dataset, spec.options.get("holdout"))
+            names = (spec.dataset, spec.options.get("holdout"), spec.options.get("terms"))
             used |= {name for name in names if isinstance(name, str)}
     if unknown := sorted(used - set(suite.data)):
         hint = did_you_mean(unknown[0], suite.data)

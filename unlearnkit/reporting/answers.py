@@ -30,6 +30,8 @@ from unlearnkit.reporting.views import ROLES, EvalView, RunView
 
 REPEATING = 0.5
 """From this share of repeated 4-grams on, an answer counts as repeating itself."""
+MOST_SHOWN = 600
+"""Of a text that was continued at most so many characters are shown before the continuation."""
 
 
 def broken_answers(view: EvalView, dataset: str = "forget") -> float:
@@ -97,16 +99,24 @@ def answer_rows(run: RunView) -> list[dict[str, Any]]:
 
 
 def _questions(view: EvalView, dataset: str) -> dict[str, dict[str, str]]:
-    """Example id -> question and right answer, in the order of the records."""
+    """Example id -> question and right answer, in the order of the records.
+
+    Of a text that was continued the end of what was shown, and the true continuation.
+    """
     records = view.records
     rows = records[
         (records["dataset"] == dataset) & records["field"].isin([ANSWER, GENERATION, CONTINUATION])
     ]
     rows = rows[rows["probe"].isin([ANSWER_LIKELIHOOD, GENERATE_ANSWER, CONTINUE_TEXT])]
+    continued = rows[rows["probe"] == CONTINUE_TEXT]
+    if len(continued) and GENERATE_ANSWER not in set(rows["probe"]):
+        rows = continued
     rows = rows.drop_duplicates("example_id")
     return {
-        str(key): {"question": _text(prompt), "gold": _text(gold)}
-        for key, prompt, gold in zip(rows["example_id"], rows["prompt"], rows["reference_text"], strict=True)
+        str(key): {"question": _end(prompt) if probe == CONTINUE_TEXT else _text(prompt), "gold": _text(gold)}
+        for key, probe, prompt, gold in zip(
+            rows["example_id"], rows["probe"], rows["prompt"], rows["reference_text"], strict=True
+        )
     }
 
 
@@ -148,6 +158,11 @@ def _change(answers: dict[str, dict[str, Any] | None]) -> float | None:
             if before[name] is not None and after[name] is not None:
                 return round(float(after[name] - before[name]), 4)
     return None
+
+
+def _end(value: Any) -> str:
+    text = _text(value)
+    return text if len(text) <= MOST_SHOWN else f"… {text[-MOST_SHOWN:]}"
 
 
 def _text(value: Any) -> str:

@@ -26,6 +26,8 @@ FLAGS = {
     "unscored": "not scored",
 }
 """The filters of the browser, in their order; a row carries those that hold for the reported model."""
+_OTHERWISE = {"leaked": "says half of the true text or more", "changed": "answer changed by training"}
+"""What two of them are called where nothing was to be forgotten."""
 
 
 def example_rows(run: RunView) -> list[dict[str, Any]]:
@@ -56,12 +58,11 @@ def example_rows(run: RunView) -> list[dict[str, Any]]:
     return rows
 
 
-def flag_counts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def flag_counts(rows: list[dict[str, Any]], *, about_forgetting: bool = True) -> list[dict[str, Any]]:
     """The flags that occur: code, title and how many rows carry it."""
     counts = Counter(flag for row in rows for flag in row["flags"])
-    return [
-        {"code": code, "title": title, "count": counts[code]} for code, title in FLAGS.items() if counts[code]
-    ]
+    titles = FLAGS if about_forgetting else FLAGS | _OTHERWISE
+    return [{"code": code, "title": titles[code], "count": counts[code]} for code in FLAGS if counts[code]]
 
 
 def worst_samples(run: RunView, dataset: str) -> dict[str, dict[str, Any]]:

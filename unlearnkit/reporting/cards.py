@@ -10,7 +10,9 @@ from unlearnkit.reporting.attacks import Attack, strongest
 from unlearnkit.reporting.kept import kept_ability
 from unlearnkit.reporting.membership import strongest as strongest_membership
 from unlearnkit.reporting.numbers import count, number
+from unlearnkit.reporting.subject import FORGETTING, subject_of
 from unlearnkit.reporting.tables import cell
+from unlearnkit.reporting.trained import key_metrics
 from unlearnkit.reporting.views import Metric, RunView
 
 
@@ -28,6 +30,8 @@ class Card:
 
 def cards(run: RunView) -> list[Card]:
     """The key numbers under the verdict."""
+    if subject_of(run.evaluations) != FORGETTING:
+        return [_card(*one) for one in key_metrics(run)]
     view = run.unlearned or run.main
     quality = view.metrics.get("forget_quality")
     shown = []

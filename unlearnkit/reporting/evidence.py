@@ -13,6 +13,7 @@ from unlearnkit.reporting import membership
 from unlearnkit.reporting.attack_words import under
 from unlearnkit.reporting.attacks import Attack, Stage, in_words, strongest
 from unlearnkit.reporting.recoveries import MORE, RETURNS_LIMIT, Recovery, returns
+from unlearnkit.reporting.subject import FORGETTING, subject_of
 from unlearnkit.reporting.tables import titles
 from unlearnkit.reporting.views import RunView
 
@@ -36,7 +37,9 @@ def with_evidence(verdict: Verdict, run: RunView, attacks: Sequence[Attack]) -> 
     if verdict.tone == "good" and membership.is_visible(run):
         headline = verdict.headline.rstrip(".") + "; but it can still be told that it was trained on them."
         verdict = replace(verdict, tone="mixed", headline=headline)
-    sentences = (*_attack_sentences(attacks, found), *membership.sentences(run), *selection_sentences(run))
+    about_forgetting = subject_of(run.evaluations) == FORGETTING
+    tried = [*_attack_sentences(attacks, found), *membership.sentences(run)]
+    sentences = (*(tried if attacks or about_forgetting else ()), *selection_sentences(run))
     return replace(verdict, sentences=(*verdict.sentences, *sentences))
 
 

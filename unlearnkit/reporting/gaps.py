@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 
+from unlearnkit.reporting.subject import FORGETTING, MENTIONS, called, subject_of
 from unlearnkit.reporting.views import ROLES, AttackView, EvalView, Metric
 
 FEW = re.compile(
@@ -24,8 +25,11 @@ def why_missing(metric: Metric) -> str:
 def gaps_in(evaluations: dict[str, EvalView]) -> tuple[str, ...]:
     """What could not be measured, and why: phrases without a full stop."""
     gaps: list[str] = []
-    if "unlearned" in evaluations:
-        if "target" not in evaluations:
+    if "unlearned" in evaluations and subject_of(evaluations) == MENTIONS:
+        if "retain" not in evaluations:
+            gaps.append("a reference (such as a model trained plainly on the same data): none was evaluated")
+    elif "unlearned" in evaluations:
+        if "target" not in evaluations and subject_of(evaluations) == FORGETTING:
             gaps.append("the model before unlearning: it was not evaluated, so there is no before and after")
         if "retain" not in evaluations:
             gaps.append(
@@ -54,6 +58,8 @@ def attack_gaps(evaluations: dict[str, EvalView], attacks: Iterable[AttackView])
         return ()
     stages = tuple(attacks)
     if not stages:
+        if subject_of(evaluations) != FORGETTING:
+            return ()
         return ("what comes back under attack: no attack was run",)
     gaps = []
     if "target" not in evaluations:
@@ -75,7 +81,8 @@ def attack_gaps(evaluations: dict[str, EvalView], attacks: Iterable[AttackView])
 def other_notes(suite: str, evaluations: dict[str, EvalView]) -> tuple[list[str], list[str]]:
     """Gaps and cautions of a further suite of the run, with its name before each."""
     gaps = [f"suite {suite}, {gap}" for gap in _unmeasured(evaluations)]
-    if "unlearned" in evaluations and "target" not in evaluations:
+    about_forgetting = subject_of(evaluations) == FORGETTING
+    if about_forgetting and "unlearned" in evaluations and "target" not in evaluations:
         gaps.append(f"suite {suite}: the model before unlearning was not evaluated")
     return gaps, [f"suite {suite}: {caution}" for caution in cautions_about(evaluations)]
 
@@ -93,7 +100,7 @@ def cautions_about(evaluations: dict[str, EvalView]) -> tuple[str, ...]:
             if metric.unscored:
                 shown = ", ".join(metric.unscored[:5]) + (", …" if len(metric.unscored) > 5 else "")
                 cautions.append(
-                    f"{metric.title}, {view.role} model: {len(metric.unscored)} example(s) could not be "
+                    f"{metric.title}, {called(views, view)}: {len(metric.unscored)} example(s) could not be "
                     f"scored and are not in the number ({shown})"
                 )
     return tuple(cautions)
@@ -118,7 +125,7 @@ def _notes(views: list[EvalView]) -> list[str]:
                 elif note and not note.startswith(SEPARATED):
                     kept.append(note)
             if kept:
-                shared.setdefault("; ".join(kept), []).append(f"{metric.title}, {view.role} model")
+                shared.setdefault("; ".join(kept), []).append(f"{metric.title}, {called(views, view)}")
     return [*few, *(f"{_first_of(names)}: {note}" for note, names in shared.items())]
 
 

@@ -43,6 +43,17 @@ _TERMS = {
     "is "
     "how far it repeats the true text word for word: the overlap, the share repeated whole, the longest "
     "piece in common, and where it first departs.",
+    "beyond the retain model": "of each text what the model continues, minus what the retain model, which "
+    "never saw the text, continues of the same: 0 = no more than can be guessed.",
+    "reference": "the model that is compared with: one that was trained plainly on the same data, without "
+    "anything being left out or unlearned.",
+    "mention": "a name or a pattern of the list of terms that stands in an answer, as a whole word.",
+    "mention rate": "the share of the generated answers with at least one mention.",
+    "low-risk tokens": "the words (tokens) of the right answer that belong to no mention. How likely they "
+    "are to the model, given questions that contain a term, shows whether it understands what it must not "
+    "say.",
+    "log-prob": "how likely the model finds a text, as a natural logarithm (nats) per token: 0 = certain, "
+    "−1 = 37 %, −2 = 14 %.",
     "VerbMem": "verbatim memory (MUSE): the overlap of the model's continuation with the true continuation "
     "of "
     "the texts to forget.",
@@ -119,6 +130,11 @@ _BY_METRIC = (
     (r"exact_memori", ("exact memorisation",)),
     (r"extraction_strength", ("extraction strength",)),
     (r"verbatim|common_substring|departure", ("verbatim extraction",)),
+    (r"verbatim.*excess", ("beyond the retain model",)),
+    (r"mention_rate", ("mention", "mention rate")),
+    (r"low_risk", ("mention", "low-risk tokens", "log-prob")),
+    (r"without_terms", ("mention",)),
+    (r"low_risk_logp_gap", ("reference",)),
     (r"verbmem", ("VerbMem",)),
     (r"knowmem", ("KnowMem",)),
     (r"priv_?leak", ("PrivLeak", "AUC", "membership attack")),
@@ -135,13 +151,17 @@ _BY_METRIC = (
 )
 """What a metric's name, group or variant has in it -> the terms that its row uses."""
 _ALWAYS = ("target model", "unlearned model", "retain model", "interval", "n", "fingerprint")
+_NO_UNLEARNING = {"mentions", "understanding", "fluency"}
 _BY_ATTACK = {"relearn": "relearning", "quantize": "quantisation", "rephrase": "rephrasing"}
 _WITH_ATTACKS = ("attack", "recovered share", "control", "beyond the control", "ROUGE-L", "probability")
 
 
 def glossary(metrics: Iterable[Metric], attacks: Iterable[str] = ()) -> list[tuple[str, str]]:
     """Terms with their lines, in a fixed order, for the metrics and attacks that a report shows."""
+    metrics = list(metrics)
     needed = set(_ALWAYS)
+    if metrics and {metric.group for metric in metrics} <= _NO_UNLEARNING:
+        needed -= {"target model", "unlearned model", "retain model"}
     for metric in metrics:
         told = f"{metric.name} {metric.group} {metric.variant}"
         for pattern, terms in _BY_METRIC:

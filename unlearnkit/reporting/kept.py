@@ -56,7 +56,7 @@ _UNLEARNING_WITH = ("npo", "grad_diff")  # these have nll
 def retain_term(run: RunView) -> RetainTerm | None:
     """The retain term of the training; None where it is not known or the method has none to name (sft)."""
     method = str(run.manifest.get("method") or run.recipe.get("method") or "")
-    if not run.is_run or method == "sft":
+    if not run.is_run or method == "sft" or not trains_to_forget(run):
         return None
     if (noted := _mapping(run.manifest.get("retain"))).keys() >= {"term", "weight"}:
         return _term(noted["term"], noted["weight"])
@@ -71,6 +71,12 @@ def retain_term(run: RunView) -> RetainTerm | None:
     if name is None and method in _UNLEARNING_WITHOUT + _UNLEARNING_WITH:
         name = "none" if run.log or method in _UNLEARNING_WITHOUT else "nll"
     return None if name is None else _term(name, weight)
+
+
+def trains_to_forget(run: RunView) -> bool:
+    """Whether the training has a forget set; also where it is not known."""
+    data = _mapping(run.manifest.get("data")) or _mapping(run.recipe.get("data"))
+    return not data or "forget" in data
 
 
 def _term(name: Any, weight: Any) -> RetainTerm:

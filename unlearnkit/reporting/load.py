@@ -24,6 +24,7 @@ from unlearnkit.reporting.read import (
     trajectory,
 )
 from unlearnkit.reporting.read_attacks import load_attacks
+from unlearnkit.reporting.subject import FORGETTING, subject_of
 from unlearnkit.reporting.views import ROLES, EvalView, RunView
 
 
@@ -138,7 +139,7 @@ def _load_directory(folder: Path, suite: str | None) -> RunView:
         others,
         during,
     )
-    if nothing_to_keep(run):
+    if subject_of(evaluations) == FORGETTING and nothing_to_keep(run):
         # One reason in place of each retain metric's own.
         rest = [
             gap for gap in run.gaps if not gap.endswith("for 'retain'") and "'retain' is absent" not in gap

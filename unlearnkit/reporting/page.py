@@ -17,12 +17,10 @@ from unlearnkit.reporting.glossary import glossary
 from unlearnkit.reporting.limits import NO_ATTACK, limits
 from unlearnkit.reporting.membership import roc_curves
 from unlearnkit.reporting.story import story
+from unlearnkit.reporting.subject import FORGETTING, heads, subject_of
 from unlearnkit.reporting.trajectory import trajectory_of
 from unlearnkit.reporting.verdict import verdict_of
 from unlearnkit.reporting.views import ROLES, EvalView, Metric, RunView
-
-TITLES = {"target": "Target (before)", "unlearned": "Unlearned (after)", "retain": "Retain"}
-WHEN = {"target": "Before unlearning", "unlearned": "After unlearning", "retain": "Retain model"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Role:
 
 def page(run: RunView) -> dict[str, Any]:
     """The content of one run's report, without plots."""
-    attacks = attacks_of(run)
+    attacks, about_forgetting = attacks_of(run), subject_of(run.evaluations) == FORGETTING
     parts = tables.part_rows(run)
     examples = browser.example_rows(run)
     forget = [row for row in examples if row["set"] == "forget set"]
@@ -52,7 +50,8 @@ def page(run: RunView) -> dict[str, Any]:
         "roles": _roles(run.evaluations),
         "metric_groups": _grouped(run.evaluations),
         "attacks": attacks,
-        "attack_missing": "" if attacks or run.unlearned is None else NO_ATTACK,
+        "attack_missing": "" if attacks or run.unlearned is None or not about_forgetting else NO_ATTACK,
+        "about_forgetting": about_forgetting,
         "roc": roc_curves(run.evaluations),
         "trajectory": trajectory_of(run),
         "others": [_other(suite, models) for suite, models in run.others.items()],
@@ -60,7 +59,7 @@ def page(run: RunView) -> dict[str, Any]:
         "parts": parts,
         "rows": examples,
         "sets": list(dict.fromkeys(row["set"] for row in examples)),
-        "flags": browser.flag_counts(examples),
+        "flags": browser.flag_counts(examples, about_forgetting=about_forgetting),
         "compared": "target" in run.evaluations and "unlearned" in run.evaluations,
         "forget_count": len(forget),
         "closest": sorted(
@@ -77,7 +76,9 @@ def page(run: RunView) -> dict[str, Any]:
 
 def _roles(evaluations: Mapping[str, EvalView]) -> list[Role]:
     return [
-        Role(role, TITLES[role], WHEN[role], evaluations[role].label) for role in ROLES if role in evaluations
+        Role(role, *heads(evaluations, role), evaluations[role].label)
+        for role in ROLES
+        if role in evaluations
     ]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from unlearnkit.evaluation.records import LIST_TERMS
 from unlearnkit.reporting.attack_words import TITLES, order_of
 from unlearnkit.reporting.evidence import selection_sentences
-from unlearnkit.reporting.kept import retain_term
+from unlearnkit.reporting.kept import retain_term, trains_to_forget
 from unlearnkit.reporting.numbers import count, seconds
+from unlearnkit.reporting.subject import called
 from unlearnkit.reporting.tables import PARTS
 from unlearnkit.reporting.views import ROLES, EvalView, RunView
 
@@ -20,6 +23,7 @@ NAMES = {
     "verbmem": "texts for verbatim memory",
     "knowmem_forget": "questions about the forget texts",
     "knowmem_retain": "questions about the retain texts",
+    "control": "unseen texts",
 }
 
 
@@ -45,7 +49,9 @@ def _asked(run: RunView) -> list[str]:
         size = f" ({count(model['parameters'])} parameters)" if model.get("parameters") else ""
         lines.append(f"Model: {path}{size}.")
     for name, entry in (run.manifest.get("data") or {}).items():
-        verb = {"forget": "To forget", "retain": "To keep"}.get(name, f"Also used, {dataset_name(name)}")
+        verb = {"forget": "To forget", "retain": "To keep", "train": "To learn"}.get(
+            name, f"Also used, {dataset_name(name)}"
+        )
         lines.append(f"{verb}: {_amount(entry)}{_source(entry)}.")
     return lines or ["Only an evaluation was given; the request behind it is not recorded here."]
 
@@ -67,8 +73,9 @@ def _done(run: RunView) -> list[str]:
     manifest, lines = run.manifest, []
     method = str(manifest.get("method") or run.recipe.get("method") or "an unnamed method")
     last = run.log[-1] if run.log else {}
+    of = "forget set" if trains_to_forget(run) else "training data"
     steps = f", {count(last['step'])} steps" if "step" in last else ""
-    epochs = f", {last['epoch']:g} passes over the forget set" if "epoch" in last else ""
+    epochs = f", {last['epoch']:g} passes over the {of}" if "epoch" in last else ""
     lines.append(f"Trained with {method}{steps}{epochs}.")
     lines.extend(_keeping(run))
     lines.extend(selection_sentences(run))
@@ -100,13 +107,18 @@ def _measured(run: RunView) -> list[str]:
     lines = [
         f"Suite {run.suite}{f' version {version}' if version else ''}{f', split {split}' if split else ''}."
     ]
-    sets = run.main.records.groupby("dataset", sort=False)["example_id"].nunique()
+    records = run.main.records
+    asked, listed = records[records["probe"] != LIST_TERMS], records[records["probe"] == LIST_TERMS]
+    sets = asked.groupby("dataset", sort=False)["example_id"].nunique()
     lines.append(
         "Examples asked: "
         + ", ".join(f"{dataset_name(str(name))} {count(n)}" for name, n in sets.items())
         + "."
     )
-    models = [_model(run.evaluations[role]) for role in ROLES if role in run.evaluations]
+    if len(listed):
+        lines.append(f"Terms looked for: {count(len(listed))}.")
+    views = run.evaluations.values()
+    models = [_model(views, run.evaluations[role]) for role in ROLES if role in run.evaluations]
     lines.append(f"On: {', '.join(models)}.")
     lines.extend(_attacked(run))
     if run.others:
@@ -133,8 +145,8 @@ def _attacked(run: RunView) -> list[str]:
     return lines
 
 
-def _model(view: EvalView) -> str:
-    return f"{view.role} model" + (f" ({view.label})" if view.label != view.role else "")
+def _model(views: Iterable[EvalView], view: EvalView) -> str:
+    return called(views, view) + (f" ({view.label})" if view.label != view.role else "")
 
 
 def _sentences(items: tuple[str, ...]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from unlearnkit.reporting.membership import TPRS
 from unlearnkit.reporting.numbers import MISSING, count, memory, number, p_value, seconds
+from unlearnkit.reporting.subject import called
 from unlearnkit.reporting.views import ROLES, EvalView, Metric, RunView
 
 PARTS = tuple(
@@ -24,6 +25,8 @@ PARTS = tuple(
 GROUPS = {
     "forget": "Forgetting",
     "memorization": "Memorisation: repeated word for word",
+    "mentions": "Names and patterns: are they said",
+    "understanding": "Understanding: what stands beside the names and patterns",
     "leakage": "Leakage: what sampled answers still say",
     "membership": "Membership: can it be told that it was trained on these examples",
     "indication": "Indications without a retain model (weaker evidence)",
@@ -203,12 +206,16 @@ def cost_rows(run: RunView) -> list[tuple[str, str]]:
         cost = run.evaluations[role].summary.get("cost") or {}
         rows.append(
             (
-                f"Evaluating the {role} model",
+                f"Evaluating {_the(called(run.evaluations.values(), run.evaluations[role]))}",
                 f"{seconds(cost.get('seconds'))}, {count(cost.get('scored_pairs'))} answers scored, "
                 f"{count(cost.get('generated'))} generated",
             )
         )
     return [(name, value) for name, value in rows if value != MISSING]
+
+
+def _the(model: str) -> str:
+    return model if model.startswith("this ") else f"the {model}"
 
 
 def fingerprint_rows(run: RunView) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from unlearnkit.reporting.evidence import with_evidence
 from unlearnkit.reporting.gaps import why_missing
 from unlearnkit.reporting.kept import Kept, is_of_trained, kept_ability, kept_sentence
 from unlearnkit.reporting.numbers import count, number, p_value, percent
+from unlearnkit.reporting.trained import judge_training
 from unlearnkit.reporting.views import EvalView, Metric, RunView
 
 P_LIMIT = 0.05
@@ -71,7 +72,8 @@ def judge(run: RunView, broken: dict[str, float]) -> Verdict:
         broken: for each role, the share of its answers to the forget questions that are empty or repeat
             themselves (NaN or absent where there are none).
     """
-    found = _judge(run, broken)
+    told = judge_training(run)
+    found = _judge(run, broken) if told is None else Verdict(*told)
     # Where the number of examples is not known its place in the sentence is empty.
     return replace(found, headline=re.sub(" {2,}", " ", found.headline))
 
@@ -131,8 +133,8 @@ def _with_retain_model(run: RunView, after: EvalView, kept: Kept | None) -> Verd
             "unknown",
             "This evaluation cannot tell whether anything was forgotten.",
             (
-                "Even before unlearning the model could not be told apart from one that never saw the "
-                f"{n} examples (p = {p_value(run.target.value('forget_quality'))}, above {P_LIMIT}).",
+                f"Even before unlearning the model could not be told apart from one that never saw the {n} "
+                f"examples (p = {p_value(run.target.value('forget_quality'))}, above {P_LIMIT}).",
                 *details,
                 utility,
                 "Check that the target model really learned the forget set, or use more examples.",
@@ -166,8 +168,8 @@ def _with_retain_model(run: RunView, after: EvalView, kept: Kept | None) -> Verd
         return Verdict(
             "over_forgotten",
             "bad",
-            f"The model pushed the {n} forgotten answers away instead of forgetting "
-            "them, and that itself can be noticed.",
+            f"The model pushed the {n} forgotten answers away instead of forgetting them, and that itself "
+            "can be noticed.",
             (
                 f"It gives the right answers a probability of {number(probability)} per token{against}.",
                 *details,
@@ -241,9 +243,8 @@ def _without_retain_model(run: RunView, after: EvalView, kept: Kept | None) -> V
     quality = after.metrics.get("forget_quality")
     reason = why_missing(quality) if quality else "the suite has no such metric"
     missing = (
-        "Forget quality could not be measured"
-        f"{f' ({reason})' if reason else ''}, so nothing here shows how a model that never saw them "
-        f"would answer."
+        f"Forget quality could not be measured{f' ({reason})' if reason else ''}, so nothing here shows how "
+        "a model that never saw them would answer."
     )
     utility = kept_sentence(run, kept, "What it kept could not be measured.")
     n, changes, shares = _examples(after), [], []

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from unlearnkit.evaluation.metrics import formulas
+from unlearnkit.evaluation.metrics.excess import verbatim_excess
 from unlearnkit.evaluation.metrics.fluency import distinct_n, judged_logp, repetition
 from unlearnkit.evaluation.metrics.indications import paraphrase_preference
 from unlearnkit.evaluation.metrics.leakage import sampled_leakage
@@ -24,6 +25,12 @@ from unlearnkit.evaluation.metrics.likelihood import (
 )
 from unlearnkit.evaluation.metrics.membership import member_scores, membership
 from unlearnkit.evaluation.metrics.memorization import exact_memorization, extraction_strength
+from unlearnkit.evaluation.metrics.mentions import (
+    low_risk_logp,
+    low_risk_logp_gap,
+    mention_rate,
+    rouge_without_terms,
+)
 from unlearnkit.evaluation.metrics.privleak import privleak
 from unlearnkit.evaluation.metrics.recovery import recovered_share
 from unlearnkit.evaluation.metrics.result import MetricResult
@@ -51,8 +58,13 @@ KINDS: dict[str, Callable[..., MetricResult]] = {
     "extraction_strength": extraction_strength,
     "verbatim_rouge": verbatim_rouge,
     "verbatim_exact": verbatim_exact,
+    "verbatim_excess": verbatim_excess,
     "longest_common_substring": longest_common_substring,
     "first_departure": first_departure,
+    "mention_rate": mention_rate,
+    "low_risk_logp": low_risk_logp,
+    "low_risk_logp_gap": low_risk_logp_gap,
+    "rouge_without_terms": rouge_without_terms,
     "sampled_leakage": sampled_leakage,
     "paraphrase_preference": paraphrase_preference,
     "membership": membership,
@@ -86,8 +98,11 @@ __all__ = [
     "hints_of",
     "judged_logp",
     "longest_common_substring",
+    "low_risk_logp",
+    "low_risk_logp_gap",
     "member_scores",
     "membership",
+    "mention_rate",
     "model_utility",
     "normalised_probability",
     "options_of",
@@ -98,9 +113,11 @@ __all__ = [
     "repetition",
     "rouge",
     "rouge_l",
+    "rouge_without_terms",
     "sampled_leakage",
     "truth_ratio",
     "truth_ratios",
     "verbatim_exact",
+    "verbatim_excess",
     "verbatim_rouge",
 ]

@@ -94,7 +94,7 @@ class _Stemmer:
     """The Porter stemmer that `rouge_score` uses; each word is stemmed once."""
 
     def __init__(self) -> None:
-        from nltk.stem.porter import PorterStemmer  # type: ignore[import-untyped]  # comes with rouge_score
+        from nltk.stem.porter import PorterStemmer  # comes with rouge_score
 
         self.stem = functools.lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
 

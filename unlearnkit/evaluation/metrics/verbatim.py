@@ -2,7 +2,8 @@
 
 The model is given the first part of a document and goes on by itself; the true continuation stands beside.
 The metrics below compare either their texts (ROUGE-L) or their token ids, EOS left out. An example without a
-true continuation is unscored; a model that says nothing scores 0.
+true continuation is unscored; a model that says nothing scores 0. Some of any text can be guessed, so that
+`excess.py` sets the score of a model that never saw the texts against the model's own.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ def matching_start(reference: Sequence[int], tokens: Sequence[int]) -> int:
     return min(len(reference), len(tokens)) if departure is None else departure
 
 
+def is_whole(reference: Sequence[int], tokens: Sequence[int]) -> float:
+    """1 if every token of `reference` is repeated in its place, else 0."""
+    return float(matching_start(reference, tokens) == len(reference))
+
+
 def common_run(reference: Sequence[int], tokens: Sequence[int]) -> int:
     """Length of the longest run of tokens that stands in both, wherever: the longest common substring."""
     places: dict[int, list[int]] = {}
@@ -81,11 +87,11 @@ def verbatim_rouge(
         RecipeError: an option has an unknown value.
     """
     variant = rouge_variant(measure=measure, tokenizer=tokenizer, stemmer=stemmer)
-    records = _records(run, dataset, probe)
+    records = said_records(run, dataset, probe)
     if records.empty:
-        return not_measured("verbatim_rouge", _nothing(dataset, probe), variant=variant)
+        return not_measured("verbatim_rouge", nothing_said(dataset, probe), variant=variant)
     scores = rouge_scores(records, measure=measure, tokenizer=tokenizer, stemmer=stemmer)
-    note = rouge_note(records, tokenizer)
+    note = "; ".join(filter(None, (rouge_note(records, tokenizer), cut_note(records))))
     return mean_result("verbatim_rouge", scores, variant=variant, note=note, seed=seed)
 
 
@@ -114,9 +120,6 @@ def verbatim_exact(
     """
     check_choice("unit", unit, ("continuation", "token"))
 
-    def whole(reference: Sequence[int], tokens: Sequence[int]) -> float:
-        return float(matching_start(reference, tokens) == len(reference))
-
     def share(reference: Sequence[int], tokens: Sequence[int]) -> float:
         equal = sum(true == said for true, said in zip(reference, tokens, strict=False))
         return equal / len(reference)
@@ -125,8 +128,9 @@ def verbatim_exact(
         "continuation": "share of continuations whose every true token is generated in its place",
         "token": "share of true tokens that are generated in their place",
     }[unit]
-    scores = _token_scores(run, dataset, probe, whole if unit == "continuation" else share)
-    return _result("verbatim_exact", scores, dataset, probe, variant=variant, seed=seed)
+    scores = _token_scores(run, dataset, probe, is_whole if unit == "continuation" else share)
+    note = cut_note(said_records(run, dataset, probe))
+    return _result("verbatim_exact", scores, dataset, probe, variant=variant, note=note, seed=seed)
 
 
 def longest_common_substring(
@@ -184,15 +188,29 @@ def first_departure(
     return result
 
 
+def cut_note(records: pd.DataFrame) -> str:
+    """Says how many documents were shown without their beginning."""
+    count = int((records["cut_tokens"] > 0).sum())
+    return (
+        f"{count} document(s) are longer than the model's positions and lost their beginning" if count else ""
+    )
+
+
 def _unit(normalised: bool) -> str:
     return "share of the true continuation" if normalised else "in tokens"
 
 
-def _nothing(dataset: str, probe: str) -> str:
+def nothing_said(dataset: str, probe: str) -> str:
+    """Why there is nothing to compare with the true texts."""
     return f"no {'continuations' if probe == CONTINUE_TEXT else 'generations'} for {dataset!r}"
 
 
-def _records(run: Records, dataset: str, probe: TextProbe) -> pd.DataFrame:
+def said_records(run: Records, dataset: str, probe: TextProbe) -> pd.DataFrame:
+    """What was said in a probe, beside the true texts.
+
+    Raises:
+        RecipeError: an unknown probe.
+    """
     check_choice("probe", probe, tuple(_FIELDS))
     return select(run, probe, dataset, _FIELDS[probe])
 
@@ -206,7 +224,7 @@ def _token_scores(
     normalised: bool = False,
 ) -> pd.Series[float]:
     """`score(reference, tokens)` of each record (index: example id); NaN without a reference or a text."""
-    records = _records(run, dataset, probe)
+    records = said_records(run, dataset, probe)
     scores = []
     for text, reference, tokens in zip(
         records["text"], records["reference_tokens"], records["tokens"], strict=True
@@ -224,8 +242,8 @@ def _ids(tokens: Any) -> list[int]:
 
 
 def _result(
-    name: str, scores: pd.Series[float], dataset: str, probe: str, *, variant: str, seed: int
+    name: str, scores: pd.Series[float], dataset: str, probe: str, *, variant: str, seed: int, note: str = ""
 ) -> MetricResult:
     if scores.empty:
-        return not_measured(name, _nothing(dataset, probe), variant=variant)
-    return mean_result(name, scores, variant=variant, seed=seed)
+        return not_measured(name, nothing_said(dataset, probe), variant=variant)
+    return mean_result(name, scores, variant=variant, note=note, seed=seed)
