@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,22 @@ def test_goldfish_throughput_reports_the_median_ratio(monkeypatch):
     throughput = importlib.import_module("goldfish_throughput")
     assert throughput.interval([1.0, 9.0, 2.0], seed=0) == (2.0, 1.0, 9.0)
     assert throughput.interval([1.5] * 5, seed=0)[1:] == (1.5, 1.5)
+
+
+def test_a_corpus_in_memory_and_on_disk(monkeypatch, tmp_path):
+    """Both ways read the same tokens in as many blocks; what each holds is measured elsewhere."""
+    for name in ("HF_HOME", "HF_HUB_OFFLINE", "UNLEARNKIT_CACHE"):
+        monkeypatch.setenv(name, os.environ[name])
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    memory = importlib.import_module("corpus_memory")
+    memory.write_corpus(tmp_path / "corpus.jsonl", 0.2)
+    one, other = (
+        memory.measured(tmp_path / "corpus.jsonl", tmp_path / str(on_disk), on_disk)
+        for on_disk in (True, False)
+    )
+    same = ("documents", "tokens", "blocks", "fill")
+    assert [one[key] for key in same] == [other[key] for key in same]
+    assert one["megabytes"] > 0.2
+    assert 0.9 < one["fill"] <= 1
+    assert one["seconds"].keys() - other["seconds"].keys() == {"again"}
+    assert min(one["own_mb"], one["resident_mb"]) >= 0

@@ -228,6 +228,7 @@ class Pipeline:
         chosen = "".join(
             f", {t.chosen} of {name}" for name, t in trainer.tokenized.items() if t.chosen is not None
         )
+        chosen += "".join(f", {name} in {b}" for name, b in _blocks(trainer).items())
         what = f"{trained:,} trainable parameters{chosen}{term}{reference}"
         return f"{self.recipe.method} on {rows} examples, {what}"
 
@@ -236,7 +237,7 @@ class Pipeline:
         from unlearnkit.data.streams import describe_source
 
         specs, root = self.recipe.data.streams, self.recipe.data.root
-        model = trainer.model
+        model, blocks = trainer.model, _blocks(trainer)
         sources = {name: describe_source(specs[stream_of(name)], root) for name in trainer.tokenized}
         sources |= {name: getattr(one, "source", name) for name, one in trainer.answers.items()}
         found = (getattr(callback, "selection", None) for callback in trainer.callback_handler.callbacks)
@@ -260,6 +261,7 @@ class Pipeline:
                     "examples": len(t.rows), "tokens": t.num_tokens, "target_tokens": t.num_target_tokens,
                     "cut_rows": t.cut_rows, "split_rows": t.split_rows,
                     **({} if t.chosen is None else {"selection": t.chosen.facts()}),
+                    **(blocks[name].facts() if name in blocks else {}),
                 }
                 for name, t in trainer.tokenized.items()
             },
@@ -309,6 +311,11 @@ def _resolved(reference: str | None) -> str | None:
         return resolve_path(reference)
     except ModelError:
         return None
+
+
+def _blocks(trainer: Any) -> dict[str, Any]:
+    """Stream -> the blocks that its documents stand in, where they do."""
+    return {name: rows.blocks for name, rows in trainer.mix.streams.items() if rows.blocks is not None}
 
 
 def _content(data: Any, on_disk: bool) -> str:
