@@ -90,7 +90,9 @@ def refuse_missing_model(path: str | None) -> None:
 
 def note_retain_term(recipe: Recipe, args: Any, note: Note) -> None:
     """Say so when nothing holds the rest of the model in place, or when a retain set is left out."""
-    if args.retain != "none" or recipe.method == "sft":
+    from unlearnkit.training.selective import SelectiveConfig
+
+    if args.retain != "none" or recipe.method == "sft" or isinstance(args, SelectiveConfig):
         return
     given, read = recipe.data.streams, streams_read(recipe, args)
     left_out = [name for name in args.retain_streams if name in given and name not in read]
@@ -163,15 +165,22 @@ def streams_read(recipe: Recipe, args: Any) -> tuple[str, ...]:
 
 def _refuse_other_streams(recipe: Recipe, args: Any, read: tuple[str, ...]) -> None:
     """A misspelt stream would otherwise be left out in silence."""
+    from unlearnkit.training.selective import SelectiveConfig
+
     given, suite, source = recipe.data.streams, suite_of(recipe), shown_source(recipe.source)
     asked = suite.data if suite is not None else {}
     useful = {*read, *(name for name, sources in asked.items() if sources == given.get(name))}
     if recipe.model.create is not None:
         useful |= set(recipe.model.create.tokenizer_streams or ())
-    if args.retain == "none" or args.retain_weight == 0:
-        useful |= {"retain", *args.retain_streams}  # switched off, so that it can be switched on again
+    if isinstance(args, SelectiveConfig):
+        off: set[str] = set()  # there is no retain term
+    elif args.retain == "none" or args.retain_weight == 0:
+        off = {"retain", *args.retain_streams}
     elif not set(args.retain_streams) & set(read):
-        useful |= set(args.retain_streams)  # switched off by a weight of the method's own
+        off = set(args.retain_streams)  # switched off by a weight of the method's own
+    else:
+        off = set()
+    useful |= off  # it can be switched on again
     for name in given:
         if name not in useful:
             raise RecipeError(

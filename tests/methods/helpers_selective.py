@@ -9,8 +9,9 @@ import torch
 
 from unlearnkit.data.collate import StreamCollator
 from unlearnkit.data.formats import IGNORE
+from unlearnkit.training.deciding import BatchStats
 from unlearnkit.training.objective import LossOutput, Step, as_counts, count_streams
-from unlearnkit.training.selective import BatchStats, SelectiveNLL
+from unlearnkit.training.selective import SelectiveNLL
 
 V = 9
 

@@ -80,15 +80,15 @@ def test_all_streams_go_through_the_model_once_and_come_apart_again(tiny_model, 
 def test_counts_are_those_of_the_whole_global_batch():
     batches = [_collate(ITEMS[:1]), _collate(ITEMS[1:]), _collate([{}])]
     table = count_streams(batches, STREAMS, "cpu")
-    assert table.tolist() == [[2, 7, 7, 7], [3, 4, 4, 4]]
+    assert table.tolist() == [[2, 7, 7, 7, 0], [3, 4, 4, 4, 0]]
     counts = as_counts(table, STREAMS)
     assert (counts["forget"].sequences.item(), counts["forget"].tokens.item()) == (2, 7)
-    assert as_counts(torch.zeros(1, 4), ("forget",))["forget"].tokens.item() == 1
+    assert as_counts(torch.zeros(1, 5), ("forget",))["forget"].tokens.item() == 1
 
 
 def test_sequences_without_a_target_do_not_count():
     batch = _collate([{"forget": [{"input_ids": [5, 6], "labels": [IGNORE, IGNORE]}, _row(7, 8)]}])
-    assert count_streams([batch], STREAMS, "cpu").tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
+    assert count_streams([batch], STREAMS, "cpu").tolist() == [[1, 1, 1, 1, 0], [0, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("objective", [

@@ -151,7 +151,7 @@ def test_left_padded_rows_are_not_packed():
 def test_a_batch_without_rows_is_not_packed():
     batch = StreamCollator(STREAMS, pad_id=0, packed=True)([{}])
     assert packing.packed_batch(batch) is None
-    step = Step(_model("llama"), batch, as_counts(torch.zeros(2, 4), STREAMS))
+    step = Step(_model("llama"), batch, as_counts(torch.zeros(2, 5), STREAMS))
     assert step.token_logps("retain").shape == (0,)
     assert step.token_logps("retain").requires_grad
 

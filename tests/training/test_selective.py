@@ -9,14 +9,17 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from helpers_training import data_sets, make_trainer
 
 from unlearnkit.data.collate import StreamCollator
 from unlearnkit.data.formats import IGNORE
 from unlearnkit.data.token_stats import TokenStats, TokenWeights
 from unlearnkit.errors import RecipeError
+from unlearnkit.training.deciding import BatchStats
+from unlearnkit.training.gather import gather_values
 from unlearnkit.training.objective import Step, WeightedSum, as_counts, count_streams
 from unlearnkit.training.retain import CrossEntropy
-from unlearnkit.training.selective import BatchStats, SelectiveNLL, data_selectors, survey
+from unlearnkit.training.selective import SelectiveNLL, data_selectors, survey
 
 V = 11
 
@@ -179,7 +182,7 @@ def test_targets_that_weigh_nothing_are_targets_no_more():
         one = part["train"]
         assert (one["labels"][:, 1:] != IGNORE).sum() == number == len(one["target_weights"])
         assert set(one["packed_positions"].tolist()) <= set(known.tolist())
-        assert one["target_totals"].tolist() == [6, 6]
+        assert one["target_totals"].tolist() == [6, 1, 6]
 
 
 def test_another_term_on_the_same_stream_is_not_disturbed():
@@ -282,3 +285,78 @@ def test_what_is_logged_does_not_depend_on_the_rows_of_a_process():
         metrics = SelectiveNLL(selectors=selectors)(_step(model, batch), batch).metrics
         assert ("train/unlikelihood" in metrics) is logged
         assert float(metrics.get("train/unlikelihood", 0.0)) == 0
+
+
+def test_each_stream_is_logged_with_its_own_mean():
+    """Keeping everything by the model's numbers logs what plain cross-entropy logs, stream by stream."""
+    collate = StreamCollator(("train", "more"), pad_id=0)
+    model, batch = Table(), collate([{"train": ROWS[:1], "more": ROWS[1:]}])
+    plain = SelectiveNLL(("train", "more"))(_step(model, batch), batch)
+    chosen = SelectiveNLL(("train", "more"), (Hardest(1.0),))(_step(model, batch), batch)
+    assert plain.metrics.keys() == chosen.metrics.keys()
+    assert float(plain.metrics["train/nll"]) != pytest.approx(float(plain.metrics["more/nll"]), rel=0.01)
+    for name, value in plain.metrics.items():
+        assert float(chosen.metrics[name]) == pytest.approx(float(value), rel=1e-6)
+
+
+def test_weights_that_add_up_to_less_than_one_token_still_give_a_mean():
+    model, batch = Table(), _batch([_row(1, 2)])
+    whole = SelectiveNLL()(_step(model, batch), batch).loss
+    quarter = SelectiveNLL(selectors=(Hardest(1.0, 0.25),))(_step(model, batch), batch).loss
+    torch.testing.assert_close(quarter, whole)
+
+
+def test_nothing_is_gathered_as_at_least_one_row():
+    """Accelerate reshapes what it gathers on GPUs to (-1, n), which fails for n = 0."""
+    sent: list[torch.Tensor] = []
+
+    def gather(values: torch.Tensor) -> torch.Tensor:
+        sent.append(values)
+        return torch.cat([values, values])
+
+    accelerator = SimpleNamespace(num_processes=2, process_index=1, gather=gather)
+    values, own = gather_values(accelerator, torch.zeros(0))
+    assert len(values) == 0
+    assert own == slice(0, 0)
+    assert all(one.numel() > 0 for one in sent)
+    values, own = gather_values(accelerator, torch.tensor([1.0, 2.0]))
+    assert values.tolist() == [1, 2, 1, 2]
+    assert values[own].tolist() == [1, 2]
+
+
+@pytest.fixture
+def eslm(tiny_model, tiny_tokenizer, fictional_rows, tmp_path):
+    """`eslm(method, **settings)`: a trainer over the ten training rows."""
+
+    def make(method="eslm", **settings):
+        return make_trainer(
+            method, tiny_model(), tiny_tokenizer, data_sets(fictional_rows), tmp_path, **settings
+        )
+
+    return make
+
+
+def test_the_survey_sees_the_model_as_it_is_trained(eslm):
+    """Also in the first step and after an evaluation, when the trainer has not switched to training yet."""
+    trainer = eslm(gradient_accumulation_steps=2, per_device_train_batch_size=2, num_train_epochs=1)
+    modes = []
+    trainer.model.register_forward_pre_hook(
+        lambda model, args: modes.append((torch.is_grad_enabled(), model.training))
+    )
+    trainer.model.eval()
+    trainer.train()
+    assert (False, True) in modes
+    assert all(training for _, training in modes)
+
+
+def test_a_first_step_that_leaves_out_everything_is_no_broken_model(eslm, caplog):
+    """Its loss is 0, which is warned of; the check for missing gradients waits for a step that learns."""
+    trainer = eslm("error_norm", threshold=0.01, start_step=0, num_train_epochs=1)
+    trainer.train()
+    assert "so nothing is learned in it" in caplog.text
+    assert all(entry["train/kept"] == 0 for entry in trainer.state.log_history if "train/kept" in entry)
+
+
+def test_a_retain_term_is_refused(eslm):
+    with pytest.raises(RecipeError, match=r"training.retain is 'kl', but this method learns all"):
+        eslm("goldfish", retain="kl")

@@ -170,7 +170,7 @@ def _keeps_cache(model: Any) -> bool:
 
 
 def _split(
-    questions: Sequence[Question], stats: logprobs.TokenStats, counts: list[int]
+    questions: Sequence[Question], stats: logprobs.ScoredTokens, counts: list[int]
 ) -> list[tuple[str, Result]]:
     """Statistics of all tokens -> one result per pair.
 

@@ -52,7 +52,7 @@ class EncodedPrompts:
         """Whether the model's cache lets rows be picked out."""
         return is_plain_cache(self._cache)
 
-    def score(self, places: Sequence[int], answers: Sequence[Sequence[int]]) -> logprobs.TokenStats:
+    def score(self, places: Sequence[int], answers: Sequence[Sequence[int]]) -> logprobs.ScoredTokens:
         """Token statistics of each answer after the prompt at its place, answers one after another.
 
         Args:
@@ -83,7 +83,7 @@ class EncodedPrompts:
         out = logprobs.target_logits(self.model, batch, past_key_values=self._rows(place_B))
         rest = logprobs.token_statistics(out.logits_NV, out.targets_N)
         counts = [len(answer) - 1 for answer in answers]
-        return logprobs.TokenStats(*(_interleave(a, b, counts) for a, b in zip(first, rest, strict=True)))
+        return logprobs.ScoredTokens(*(_interleave(a, b, counts) for a, b in zip(first, rest, strict=True)))
 
     def _rows(self, place_B: Tensor) -> Any:
         """A cache of its own for a batch of answers."""

@@ -17,7 +17,8 @@ def gather_values(accelerator: Any, values: Tensor) -> tuple[Tensor, slice]:
         return values, slice(0, len(values))
     own = torch.tensor([len(values)], device=values.device)
     sizes = accelerator.gather(own).tolist()
-    padding = values.new_zeros((max(sizes) - len(values), *values.shape[1:]))
+    # At least one row: accelerate cannot gather tensors without any on GPUs.
+    padding = values.new_zeros((max(1, *sizes) - len(values), *values.shape[1:]))
     rows = accelerator.gather(torch.cat([values, padding])[None])
     start = sum(sizes[: accelerator.process_index])
     joined = torch.cat([row[:size] for row, size in zip(rows, sizes, strict=True)])

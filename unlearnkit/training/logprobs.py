@@ -125,7 +125,7 @@ def sum_by_sequence(values_N: Tensor, batch: Mapping[str, Any]) -> Tensor:
     return values_N.new_zeros(rows).index_add(0, positions_of(batch) // length, values_N)
 
 
-class TokenStats(NamedTuple):
+class ScoredTokens(NamedTuple):
     """Per target position, float32 [N] (`hits` bool [N]).
 
     mean and variance are those of log p over the vocabulary under p itself: mu = sum p log p,
@@ -139,7 +139,7 @@ class TokenStats(NamedTuple):
 
 
 @torch.no_grad()
-def token_statistics(logits_NV: Tensor, targets_N: Tensor, *, chunk: int = STATISTICS_CHUNK) -> TokenStats:
+def token_statistics(logits_NV: Tensor, targets_N: Tensor, *, chunk: int = STATISTICS_CHUNK) -> ScoredTokens:
     """Everything that token-level metrics ask of one scoring pass."""
     parts = []
     for i in range(0, max(logits_NV.shape[0], 1), chunk):
@@ -155,7 +155,7 @@ def token_statistics(logits_NV: Tensor, targets_N: Tensor, *, chunk: int = STATI
         variance = torch.linalg.vecdot(weights, s.sub_(mean[:, None]).square_()) / total
         log_total = total.log()
         parts.append((picked - log_total, place == target, mean - log_total, variance))
-    return TokenStats(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return ScoredTokens(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 class _Chunked(torch.autograd.Function):

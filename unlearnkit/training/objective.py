@@ -84,14 +84,15 @@ class ReadsHiddenStates(Protocol):
 class StreamCounts:
     """Sequences and target tokens of one stream in the global batch (scalar tensors, at least 1).
 
-    `candidates` are the target tokens before selectors chose among them, `learned` those that are learned and
-    not unlearned.
+    `candidates` are the target tokens before selectors chose among them; `learned` and `unlearned` make up
+    `tokens`.
     """
 
     sequences: Tensor
     tokens: Tensor
     candidates: Tensor
     learned: Tensor
+    unlearned: Tensor
 
 
 Counts = Mapping[str, StreamCounts]
@@ -105,8 +106,8 @@ def alone(values: Tensor) -> tuple[Tensor, slice]:
 
 
 def count_streams(batches: list[Batch], streams: tuple[str, ...], device: torch.device | str) -> Tensor:
-    """int64 [S, 4]: sequences with a target, targets, candidates and learned targets (see StreamCounts), per
-    stream over `batches`."""
+    """int64 [S, 5]: sequences with a target, targets, candidates, learned and unlearned targets (see
+    StreamCounts), per stream over `batches`."""
     rows = []
     for stream in streams:
         parts = [b[stream] for b in batches if stream in b]
@@ -117,9 +118,9 @@ def count_streams(batches: list[Batch], streams: tuple[str, ...], device: torch.
             for part, own in zip(parts, per_row, strict=True)
         ]
         total = tokens.sum()
-        unlearned = sum(len(part["unlearned"]) for part in parts if "unlearned" in part)
+        removed = total.new_tensor(sum(len(part["unlearned"]) for part in parts if "unlearned" in part))
         of_all = torch.stack(candidates).sum() if candidates else total
-        rows.append(torch.stack([(tokens > 0).sum(), total, of_all, total - unlearned]))
+        rows.append(torch.stack([(tokens > 0).sum(), total, of_all, total - removed, removed]))
     return torch.stack(rows).to(device)
 
 

@@ -33,7 +33,7 @@ class StepMetrics:
         self._owners: dict[str, str] = {}
 
     def begin_step(self, counts: Tensor) -> None:
-        """A new optimizer step with the global count table [S, 2] of `objective.count_streams`."""
+        """A new optimizer step with the global count table [S, 5] of `objective.count_streams`."""
         has_target = (counts[:, 1] > 0).long()
         self.seen = self.seen.to(has_target.device) | has_target
         self._steps_with = has_target if self._steps_with is None else self._steps_with + has_target
@@ -45,6 +45,12 @@ class StepMetrics:
         for name, value in metrics.items():
             share = value.detach().float()
             self._sums[name] = self._sums[name] + share if name in self._sums else share
+
+    @property
+    def kept(self) -> Tensor | None:
+        """What selectors have kept since the last log, in any stream; None where none is at work."""
+        found = [total for name, total in self._sums.items() if name.endswith("/kept")]
+        return torch.stack(found).sum() if found else None
 
     def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means since the last call; `reduce` sums a tensor over all processes."""

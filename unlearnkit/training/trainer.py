@@ -147,7 +147,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         for callback in (self._follow_epoch, KeepStates(self.objective), CompleteCheckpoints()):
             self.add_callback(callback)
         self._step_metrics = StepMetrics(tuple(self.tokenized))
-        self.add_callback(RefuseZeroGradients(self.accelerator, lambda: bool(self._step_metrics.seen.all())))
+        self.add_callback(RefuseZeroGradients(self.accelerator, self._must_have_gradients))
         self.add_callback(KeepLogitsNarrow(self.accelerator))
         self._reference: reference.Reference | None = self._live_reference()
         self._eval_sums = [0.0, 0.0]
@@ -223,11 +223,19 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         counts = as_counts(table, streams)
         # What the model's numbers decide is decided over the whole global batch; see training/selective.py.
         if len(batch_samples) > 1 and selecting_terms(self.objective):
+            self.model_wrapped.train()  # as in the pass that is trained on, also after an evaluation
             with self.compute_loss_context_manager():
                 survey(
                     self.objective, batch_samples, lambda batch: self._step(self.model_wrapped, batch, counts)
                 )
         return counts
+
+    def _must_have_gradients(self) -> bool:
+        """Whether every stream has had a target by now, and selectors that read the model left any."""
+        if not bool(self._step_metrics.seen.all()):
+            return False
+        kept = self._step_metrics.kept if selecting_terms(self.objective) else None
+        return kept is None or float(self.sum_over_processes(kept)) > 0
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
         """The sum of every process's `values`."""
