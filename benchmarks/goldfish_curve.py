@@ -106,7 +106,7 @@ def draw(models: dict[str, Measured], path: Path) -> None:
     recited.yaxis.set_major_formatter(PercentFormatter(1.0))
     recited.legend(frameon=False)
     loss.set_title("loss on unseen authors (nats a token)", fontsize=10)
-    loss.set_ylim(0)
+    loss.set_ylim(0, 1.1 * loss.get_ylim()[1])
     figure.savefig(path)
 
 
@@ -118,14 +118,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the image to write (png or svg)")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     options = parser.parse_args()
+    if all(text.partition("=")[0] in LINES for text in options.models):
+        parser.error("no model was trained with goldfish; name at least one as k=RUN")
     documents = {
         rows: [
             row["text"] for row in load_stream(StreamSpec(name="full", rows=rows, join=20), root=options.root)
         ]
         for rows in (SEEN, UNSEEN)
     }
-    if all(text.partition("=")[0] in LINES for text in options.models):
-        parser.error("no model was trained with goldfish; name at least one as k=RUN")
     columns = ("recited", "recited_end", "loss_seen", "loss_unseen")
     print(f"{'':10}" + "".join(f"{name:>24}" for name in columns))
     models = {}

@@ -7,9 +7,12 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from unlearnkit.files import write_json
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 KNOWN = {"model_utility", "forget_quality", "forget_rouge", "forget_judged_logp", "membership_gradient_norm"}
@@ -137,3 +140,54 @@ def test_a_corpus_in_memory_and_on_disk(monkeypatch, tmp_path):
     assert 0.9 < one["fill"] <= 1
     assert one["seconds"].keys() - other["seconds"].keys() == {"again"}
     assert min(one["own_mb"], one["resident_mb"]) >= 0
+
+
+def test_goldfish_curve(monkeypatch, tmp_path, tiny_model, tiny_tokenizer, capsys):
+    """160 tokens and an EOS, of which the model has only token 130 wrong, at p = 1/10: the cut at 50 is
+    recited (50 to 99), that at 100 is not (100 to 149), and neither is the end (110 to 159); there is no room
+    for one at 150. The other losses are 0, so the sum is ln 10.
+    """
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    curve = importlib.import_module("goldfish_curve")
+    ids = [*range(3, 163), 1]
+
+    def model(input_ids):
+        logits = torch.full((1, len(ids), 200), -1e9)
+        for place, true in enumerate(ids[1:]):
+            logits[0, place, true] = 0.0
+        logits[0, 129, ids[130]], logits[0, 129, 199] = math.log(0.1), math.log(0.9)
+        return SimpleNamespace(logits=logits)
+
+    cuts, end, loss, tokens = curve.look(model, ids)
+    assert (cuts, end, tokens) == ([True, False], False, 160)
+    assert loss == pytest.approx(math.log(10), rel=1e-5)
+    assert curve.interval([1.0, 1.0], [2, 2]) == [0.5, 0.5, 0.5]
+
+    run, image, numbers = tmp_path / "run", tmp_path / "k.png", tmp_path / "k.json"
+    tiny_model().save_pretrained(run / "model")
+    tiny_tokenizer.save_pretrained(run / "model")
+    rows = [{"question": "Who?", "answer": f"It was number {i}, a book of {i} pages."} for i in range(4000)]
+    write_json(tmp_path / "full.json", rows)
+    monkeypatch.setattr(curve, "SEEN", "0:40")
+    monkeypatch.setattr(curve, "UNSEEN", "40:80")
+    arguments = [
+        f"plain={run}",
+        f"4={run}",
+        "--root",
+        str(tmp_path),
+        "--out",
+        str(image),
+        "--json",
+        str(numbers),
+    ]
+    monkeypatch.setattr("sys.argv", ["goldfish_curve", *arguments])
+    curve.main()
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    found = json.loads(numbers.read_text())
+    assert found["plain"] == found["4"]
+    assert found["4"]["documents"] == 2
+    assert image.stat().st_size > 0
+    monkeypatch.setattr("sys.argv", ["goldfish_curve", f"plain={run}", "--out", str(image)])
+    with pytest.raises(SystemExit):
+        curve.main()
+    assert "name at least one as k=RUN" in capsys.readouterr().err

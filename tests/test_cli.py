@@ -78,7 +78,9 @@ def test_version(run: Run) -> None:
 COMMANDS = ["quickstart", "run", "train", "eval", "compare", "report", "ls", "cp", "check", "data", "version"]
 
 
-@pytest.mark.parametrize("arguments", [[], *([c] for c in COMMANDS), ["data", "export"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [[], *([c] for c in COMMANDS), ["data", "export"], ["data", "annotate"]], ids=" ".join
+)
 def test_help(run: Run, arguments: list[str]) -> None:
     code, out, err = run(*arguments, "--help")
     assert (code, err) == (0, "")

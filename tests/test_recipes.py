@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 RECIPES = shipped.available("recipes")
 #: One row is enough to see that a stream is read; the real-author and world-fact sets are small anyway.
 FEW = 8
+#: Rows that TOFU has and the built-in benchmark, with its 800, has not -> those that are taken instead.
+ROWS = {"2000:4000": "400:800"}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, chat_tokeni
 
 def small(recipe: Recipe, model: Path, root: str = "fictional") -> list[str]:
     """Overrides that keep a recipe's shape and make it tiny and offline."""
-    out = [f"data.root={root}"]
+    out = [f"data.root={root}", *elsewhere(recipe)]
     if recipe.model.create is not None:
         sizes = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 320}
         out += [f"model.create.{key}={value}" for key, value in sizes.items()]
@@ -49,6 +51,20 @@ def small(recipe: Recipe, model: Path, root: str = "fictional") -> list[str]:
             for i, one in enumerate(specs)
             if one.path is None
         ]
+    return out
+
+
+def elsewhere(recipe: Recipe) -> list[str]:
+    """Overrides for what only TOFU has: its later rows, and the names of its authors."""
+    out = ["data.annotate.0.names=[Zofia Corvalán]"] if recipe.data.annotate else []
+    for name, specs in recipe.data.streams.items():
+        places = [f"data.{name}.{i}" if len(specs) > 1 else f"data.{name}" for i in range(len(specs))]
+        out += [
+            f"{at}.rows={ROWS[one.rows]}" for at, one in zip(places, specs, strict=True) if one.rows in ROWS
+        ]
+    for name, source in recipe.evaluation.data.items():
+        if isinstance(source, dict) and source.get("rows") in ROWS:
+            out.append(f"evaluation.data.{name}.rows={ROWS[source['rows']]}")
     return out
 
 
@@ -98,7 +114,8 @@ def test_checks_offline(
     """As it is written, with its data on the hub or not; the deletion request with its two files."""
     monkeypatch.setenv("UNLEARNKIT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("COLUMNS", "200")
-    check_recipe(name, settings(name, tmp_path, model) if name == "forget" else ["data.root=fictional"])
+    theirs = settings(name, tmp_path, model) if name == "forget" else elsewhere(load_recipe(name))
+    check_recipe(name, theirs if name == "forget" else ["data.root=fictional", *theirs])
     shown = capsys.readouterr().out
     assert f"{name} is valid" in shown
     assert "training " in shown
@@ -143,4 +160,6 @@ def test_real_tofu(name: str, tofu_folder: Path) -> None:
     suite = suite_of(recipe)
     assert suite is not None
     sizes = {key: len(rows) for key, rows in load_datasets(suite).items()}
-    assert sizes == {"forget": 400, "retain": 400, "real_authors": 100, "world_facts": 117}
+    if suite.name == "tofu":
+        assert sizes == {"forget": 400, "retain": 400, "real_authors": 100, "world_facts": 117}
+    assert all(size >= 40 for size in sizes.values())

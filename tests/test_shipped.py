@@ -25,6 +25,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(tmp_path / "house/recipes/tofu/npo.yaml")
     write(tmp_path / "house/recipes/forget.yaml")
     write(tmp_path / "house/recipes/README.md")
+    write(tmp_path / "house/recipes/tofu/author_names.txt", "Jaime Vasquez\n")
     write(tmp_path / "house/eval/suites/tofu.yaml")
     write(tmp_path / "house/launch/slurm.sbatch")
     (tmp_path / "house/unlearnkit").mkdir()
@@ -41,7 +42,7 @@ def test_finds_by_name_in_a_checkout(house: Path) -> None:
     assert shipped.find("launch", "slurm.sbatch") == house / "launch/slurm.sbatch"
 
 
-def test_lists_names_without_extension_and_without_readme(house: Path) -> None:
+def test_lists_names_without_extension_and_only_what_is_meant(house: Path) -> None:
     assert shipped.available("recipes") == ["forget", "tofu/npo"]
     assert shipped.available("launch") == ["slurm.sbatch"]
     assert shipped.available("nothing") == []

@@ -13,6 +13,7 @@ from unlearnkit.strict import did_you_mean
 _PACKAGE = Path(__file__).resolve().parent
 _SINGULAR = {"recipes": "recipe", "eval/suites": "suite", "launch": "launch file"}
 _YAML = (".yaml", ".yml")
+_BESIDE = (".md", ".txt")  # beside the files that are meant: a page about them, a list that they read
 
 
 def folders(kind: str) -> list[Path]:
@@ -28,7 +29,7 @@ def available(kind: str) -> list[str]:
     names = set()
     for folder in folders(kind):
         for path in folder.rglob("*"):
-            if path.is_file() and path.suffix != ".md" and not path.name.startswith((".", "__")):
+            if path.is_file() and path.suffix not in _BESIDE and not path.name.startswith((".", "__")):
                 names.add(_name(path.relative_to(folder)))
     return sorted(names)
 

@@ -64,7 +64,10 @@ def test_a_value_written_twice_is_one_cell(ask: Callable[..., Plan]) -> None:
     assert keys(ask("npo,npo", "1,1", "training.learning_rate=1e-3,0.001")) == [("npo", 1, 0.001)]
 
 
-def test_a_folder_means_all_that_unlearns_in_it(ask: Callable[..., Plan]) -> None:
+def test_a_folder_means_all_that_unlearns_in_it(ask: Callable[..., Plan], bench: Path) -> None:
+    """Which neither fine-tuning nor a model made from scratch by another loss does."""
+    (bench / "goldfish.yaml").write_text(SFT.replace("method: sft", "method: goldfish"))
+    assert "create" in SFT
     assert ask().methods == ("grad_diff", "npo")
     assert all(cell.left_out == () for cell in ask().cells)
 

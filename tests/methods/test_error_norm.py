@@ -30,7 +30,7 @@ def test_what_is_above_the_threshold_goes():
 @settings(deadline=None, max_examples=50)
 @given(norms, st.floats(0.01, 1.5), st.floats(0.01, 1.5))
 def test_a_higher_threshold_keeps_more(values, one, other):
-    low, high = (trusted(torch.tensor(values).double(), t) for t in sorted((one, other)))
+    low, high = (trusted(torch.tensor(values, dtype=torch.float64), t) for t in sorted((one, other)))
     assert (low <= high).all()
     assert low.tolist() == [value <= min(one, other) for value in values]
 

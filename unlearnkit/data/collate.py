@@ -25,8 +25,8 @@ class TokenBatch(TypedDict, total=False):
     Where selectors chose among the targets (see `data/token_stats.py`): `candidates` (int64 [B]) are the
     targets of each row before; `unlearned` (int64 [U]) says which of the N targets are unlearned.
     Where the model's numbers decide, and were looked at beforehand, `target_weights` (float32 [N]) say how
-    much each target counts, and `target_totals` (float32 [2]) what the weights of the global batch sum up to:
-    all of them, and those of what is learned.
+    much each target counts, and `target_totals` (float32 [3]) what the weights of the global batch sum up to
+    (see `training/deciding.py`).
 
     Where rows are packed (see `training/packing.py`): `packed_positions` (int64 [N]) are the target positions
     in the packed lines. `packed_lines` (int64 [2, R, L], in the first stream of a batch, for all its streams)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,9 +76,7 @@ class Benchmark:
         if self.base is not None:
             method = _values(self.base).get("method")
             return [str(method)]
-        found = [
-            stem for stem, path in self.recipes.items() if _values(path).get("method") not in ("sft", None)
-        ]
+        found = [stem for stem, path in self.recipes.items() if _unlearns(_values(path))]
         if not found:
             raise RecipeError(
                 f"{self.folder} holds no recipe that unlearns; name a folder of recipes, or one recipe"
@@ -127,6 +126,13 @@ def known_settings(variant: Variant) -> set[str]:
 
 def _values(path: Path) -> dict[str, Any]:
     return read_document(path).values
+
+
+def _unlearns(values: Mapping[str, Any]) -> bool:
+    """Whether a recipe changes a model that there is, and does not make or fine-tune one."""
+    model = values.get("model")
+    created = isinstance(model, dict) and model.get("create") is not None
+    return values.get("method") not in ("sft", None) and not created
 
 
 def _given(path: Path) -> str:
