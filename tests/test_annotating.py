@@ -66,6 +66,17 @@ def test_the_command_on_other_columns_with_a_file_of_names(run, tmp_path):
     assert written == {"q": "Who?", "a": "Ana.", "spans": [{"start": 0, "end": 3, "risk": "high"}]}
 
 
+def test_spans_are_written_into_the_column_that_they_were_read_from(run):
+    """Read again under the same names of columns, the old and the new spans are there."""
+    old = [{"start": 0, "end": 2, "risk": "low"}]
+    Path("q.jsonl").write_text(json.dumps({"q": "Who?", "a": "It is Ana.", "marks": old}) + "\n")
+    columns = "{prompt: q, completion: a, spans: marks}"
+    assert run("q.jsonl", "--columns", columns, "--name", "Ana", "--output", "r.jsonl")[0] == 0
+    written = json.loads(Path("r.jsonl").read_text())
+    assert written["marks"] == [*old, {"start": 6, "end": 9, "risk": "high"}]
+    assert "spans" not in written
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

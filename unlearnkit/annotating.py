@@ -138,6 +138,7 @@ def _annotate_file(
 ) -> None:
     from unlearnkit.data.annotators import annotate as annotated
     from unlearnkit.data.columns import canonical
+    from unlearnkit.data.spans import SPANS
     from unlearnkit.data.streams import read_table
     from unlearnkit.recipe import StreamSpec
     from unlearnkit.recipe_annotate import annotator
@@ -151,18 +152,18 @@ def _annotate_file(
     if output is None:
         say("Nothing was written; give --output FILE.jsonl to keep the spans.")
         return
-    _write(raw, table, output)
+    _write(raw, table, output, (columns or {}).get(SPANS, SPANS))
     say(f"Wrote {len(raw)} rows to {output}")
 
 
-def _write(raw: Dataset, table: Dataset, output: Path) -> None:
-    """The rows as they were read, with their spans."""
+def _write(raw: Dataset, table: Dataset, output: Path, column: str) -> None:
+    """The rows as they were read, with their spans in the column that the user keeps them in."""
     from unlearnkit.data.spans import SPANS
     from unlearnkit.files import atomic_path
 
     with atomic_path(output) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row, spans in zip(raw, table[SPANS], strict=True):
-            file.write(json.dumps({**row, SPANS: spans}, ensure_ascii=False, default=str) + "\n")
+            file.write(json.dumps({**row, column: spans}, ensure_ascii=False, default=str) + "\n")
 
 
 def _show(table: Dataset, preview: int) -> None:

@@ -241,6 +241,8 @@ def load_streams(recipe: Recipe, read: tuple[str, ...], note: Note | None = None
                 "file with `unlearnkit data annotate` and name that file, or leave out on_disk"
             )
         streams = _annotated(data.annotate, streams, read, data.root)
+        if note is not None and not _may_read_spans(recipe):
+            note(f"the method {recipe.method} reads no spans: what data.annotate finds changes no loss")
     if data.alternates is not None and "forget" in streams:
         from unlearnkit.data.alternates import refuse_given
 
@@ -263,6 +265,13 @@ def _annotated(
         if chosen := annotators_for(specs, name, is_read=is_read, root=root):
             out[name] = annotate(table, chosen, where=f"data.{name}")
     return out
+
+
+def _may_read_spans(recipe: Recipe) -> bool:
+    """Whether the method, or one that goes with it, chooses tokens by the text."""
+    names = [recipe.method, *(recipe.training.get("also") or {})]
+    kinds = [getattr(lookup.method(name).config, "selector_type", None) for name in names]
+    return any(getattr(kind, "reads_text", False) for kind in kinds)
 
 
 def tokenizer_texts(recipe: Recipe, streams: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
@@ -215,6 +216,14 @@ def test_a_recipe_annotates_its_streams(tmp_path):
     assert again.data.annotate[0].risk == "high"
     assert recipe(tmp_path, None).data.annotate is None
     assert made.fingerprint != recipe(tmp_path, None, mix={"anchor": "train"}, **other).fingerprint
+
+
+@pytest.mark.parametrize(("method", "notes"), [("slung", 0), ("sft", 1)])
+def test_spans_that_the_method_does_not_read_are_noted(tmp_path, method, notes):
+    made = dataclasses.replace(recipe(tmp_path, [{"names": ["Ana"]}]), method=method)
+    found = []
+    load_streams(made, ("train",), found.append)
+    assert sum("reads no spans" in text for text in found) == notes == len(found)
 
 
 def _written(tmp_path, made):

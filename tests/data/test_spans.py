@@ -124,7 +124,8 @@ def test_a_token_is_risky_if_it_overlaps_or_is_the_white_space_before():
     assert token_risks(text, offsets, [Span(4, 10, "high")]) == ["", "", "high", "high", ""]
     assert token_risks(text, [(2, 5), (5, 11)], [Span(4, 10, "high")]) == ["high", "high"]  # in part
     assert token_risks(text, [(0, 2), (2, 4)], [Span(2, 4, "a"), Span(4, 10, "b")]) == ["", "a"]
-    assert token_risks(text, [(4, 4), (12, 12)], [Span(4, 10, "high")]) == ["", ""]  # special tokens
+    assert token_risks(text, [(0, 0), (12, 12)], [Span(0, 2, "high")]) == ["", ""]  # special tokens
+    assert token_risks(text, [(4, 4)], [Span(4, 10, "high")]) == ["high"]  # a space with its range trimmed
     assert token_risks(text, offsets, []) == [""] * 5
 
 
@@ -212,6 +213,24 @@ def test_spans_of_an_answer_are_counted_from_the_answer(chat_tokenizer, tiny_tok
         gone, kept = masked(tokenizer, example, "plain" if kind == "plain" else "chat")
         assert gone.strip() == "Reyes"
         assert kept.strip().startswith(("It is who writes.", "and Reyes write."))
+
+
+def test_an_answer_is_not_looked_for_in_what_the_template_writes_before_it(chat_tokenizer):
+    """The template writes a tag that holds the answer's word, before it or behind it."""
+    tokenizer = chat_tokenizer("qwen")
+    body = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}\n{% else %}"
+    end = "{% endif %}{% endfor %}"
+    example = {
+        "example_id": "e", "prompt": "What?", "completion": "think",
+        "spans": [{"start": 0, "end": 5, "risk": "high"}],
+    }  # fmt: skip
+    tokenizer.chat_template = body + "<think></think>{{ m.content }}" + tokenizer.eos_token + "\n" + end
+    gone, kept = masked(tokenizer, example, "chat")
+    assert gone == "think"
+    assert kept.startswith("<think></think>")
+    tokenizer.chat_template = body + "<think>{{ m.content }}</think>" + tokenizer.eos_token + end
+    with pytest.raises(DataError, match=r"example e: .*more than once"):
+        masked(tokenizer, example, "chat")
 
 
 def test_spans_survive_cutting_and_pieces(tiny_tokenizer):

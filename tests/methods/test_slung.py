@@ -123,6 +123,23 @@ def test_bad_settings(options, message, tmp_path):
             build(**options)
 
 
+def test_a_class_of_the_treatment_that_no_target_has_is_told(tiny_tokenizer):
+    template = Template.for_tokenizer(tiny_tokenizer, TemplateSpec(kind="plain"))
+    rows = [{"example_id": "e", "text": TEXT, "spans": [span(TEXT, "Reyes")]}]
+    options = {"max_length": 128, "name": "train"}
+    for treatment, remarks in (
+        (
+            {"hihg": "unlearn"},
+            ["data.train: training.treatment names hihg, but no target token has that risk"],
+        ),
+        ({"high": "unlearn"}, []),
+    ):
+        selectors = [SLUNG(treatment=treatment)]
+        chosen = tokenize_stream(rows, tiny_tokenizer, template, selectors=selectors, **options).chosen
+        assert [text.split(";")[0] for text in chosen.facts().get("remarks", [])] == remarks
+        assert all("did you mean 'high'?" in text for text in chosen.remarks)
+
+
 # The loss
 
 

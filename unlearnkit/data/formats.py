@@ -15,7 +15,7 @@ from typing import Any
 from unlearnkit.data.cells import answer_text, listed_rows
 from unlearnkit.data.encoding import Tokens, encode_document, encode_pair, pieces
 from unlearnkit.data.encoding import tokenize_pair as tokenize_pair
-from unlearnkit.data.spans import Span, spans_of
+from unlearnkit.data.spans import Span, placed, spans_of
 from unlearnkit.data.template import Template as Template
 from unlearnkit.data.token_rows import IGNORE as IGNORE
 from unlearnkit.data.token_rows import Chosen as Chosen
@@ -139,7 +139,8 @@ class Tokenizer:
             answer_tokens = answer_tokens[: self.max_length - len(prompt_tokens)]
             self.cut_rows += 1
         labels = [IGNORE] * len(prompt_tokens) + answer_tokens.ids
-        spans = _placed(row, answer, texts) if self.reads_text else ()
+        specials = self.tokenizer.all_special_tokens if self.reads_text else ()
+        spans = placed(row, answer, texts, specials) if self.reads_text else ()
         tokens = prompt_tokens + answer_tokens
         return [self._example(row["example_id"], tokens, labels, "".join(texts), spans)]
 
@@ -170,17 +171,19 @@ class Tokenizer:
                 f"data.{self.name}: of {self.chosen.candidates} target tokens none is left to learn; "
                 "choose fewer of them to be dropped"
             )
-        found = (remark(self.longest) for one in self.selectors if (remark := getattr(one, "remark", None)))
+        found = [remark(self.longest) for one in self.selectors if (remark := getattr(one, "remark", None))]
+        found += [
+            remark(self.chosen.risks)
+            for one in self.selectors
+            if (remark := getattr(one, "remark_risks", None))
+        ]
         self.chosen.remarks = [f"data.{self.name}: {text}" for text in found if text]
         if empty := self.chosen.without_target:
             self.chosen.remarks.append(
                 f"data.{self.name}: {empty} of {count} examples are left without any token to learn"
             )
         if safe := self.chosen.without_risk:
-            self.chosen.remarks.append(
-                f"data.{self.name}: {safe} of {count} examples hold nothing risky, so all of their tokens "
-                "are learned"
-            )
+            self.chosen.remarks.append(f"data.{self.name}: {safe} of {count} examples hold nothing risky")
         for text in self.chosen.remarks:
             logger.warning("%s", text)
 
@@ -211,26 +214,6 @@ def choose(row: TokenRow, selectors: Sequence[Selector], stats: ExampleStats) ->
         chosen.risks = Counter(risk for risk in stats.risks if risk)
         chosen.without_risk = int(not chosen.risks)
     return chosen
-
-
-def _placed(row: Mapping[str, Any], answer: Any, texts: tuple[str, str]) -> tuple[Span, ...]:
-    """The spans of an answer as spans of the whole text, prompt included.
-
-    Raises:
-        DataError: the template writes the answer otherwise than it stands in the row.
-    """
-    said = answer_text(answer)
-    spans = spans_of(row, said)
-    # Chat templates strip what they are given.
-    kept = next((text for text in (said, said.strip()) if text in texts[1]), None)
-    if spans and kept is None:
-        raise DataError(
-            f"example {row['example_id']}: the chat template writes its answer otherwise than it stands in "
-            "the row, so its spans have no place; use data.template.kind: plain, or a template that keeps "
-            "answers as they are"
-        )
-    start = len(texts[0]) + texts[1].find(kept or "") - said.find(kept or "")
-    return tuple(Span(max(0, span.start + start), span.end + start, span.risk) for span in spans)
 
 
 def tokenize_stream(

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
+from unlearnkit.data.cells import answer_text
 from unlearnkit.errors import DataError
 
 #: The column that holds them.
@@ -131,4 +132,52 @@ def _risk(text: str, start: int, end: int, spans: Sequence[Span], first: int) ->
         if covered > most:
             best, most = span.risk, covered
     touches = first < len(spans) and spans[first].start == end
-    return spans[first].risk if not best and touches and text[start:end].isspace() else best
+    # Some tokenizers leave white space out of their ranges, so that a lone space has an empty one behind it.
+    space = text[start:end] or text[max(0, start - 1) : start]
+    return spans[first].risk if not best and touches and space.isspace() else best
+
+
+def placed(
+    row: Mapping[str, Any], answer: Any, texts: tuple[str, str], specials: Sequence[str]
+) -> tuple[Span, ...]:
+    """The spans of an answer as spans of the whole text, prompt included.
+
+    Args:
+        specials: special tokens, which may stand behind the answer.
+
+    Raises:
+        DataError: the template writes the answer otherwise than it stands in the row, or it is not clear
+            where.
+    """
+    said = answer_text(answer)
+    spans = spans_of(row, said)
+    # Chat templates strip what they are given.
+    kept = next((text for text in (said, said.strip()) if text in texts[1]), None)
+    if spans and kept is None:
+        raise DataError(
+            f"example {row['example_id']}: the chat template writes its answer otherwise than it stands in "
+            "the row, so its spans have no place; use data.template.kind: plain, or a template that keeps "
+            "answers as they are"
+        )
+    begin = _begin(texts[1], kept, specials) if kept else None
+    if spans and begin is None:
+        raise DataError(
+            f"example {row['example_id']}: the chat template writes the words of its answer more than once, "
+            "so its spans have no place; use data.template.kind: plain, or a template that ends with the "
+            "answer"
+        )
+    start = len(texts[0]) + (begin or 0) - said.find(kept or "")
+    return tuple(Span(max(0, span.start + start), span.end + start, span.risk) for span in spans)
+
+
+def _begin(text: str, answer: str, specials: Sequence[str]) -> int | None:
+    """Where the answer begins: at the end but for special tokens, or where it stands only once; else None."""
+    # A template may write words of its own before the answer, such as a tag.
+    end = text.rstrip()
+    while found := next((one for one in specials if one and end.endswith(one)), None):
+        if end.endswith(answer.rstrip()):
+            break
+        end = end[: -len(found)].rstrip()
+    if end.endswith(answer.rstrip()):
+        return len(end) - len(answer.rstrip())
+    return text.find(answer) if text.find(answer) == text.rfind(answer) else None

@@ -127,7 +127,8 @@ class Selector(Protocol):
     risks or words are read, for which a tokenizer must tell where its tokens stand in the text; `check(data,
     where)`, which raises DataError for rows that it cannot work on, before a model is loaded;
     `remark(longest)`, a sentence to warn with once the examples are tokenised, of which the longest has
-    `longest` tokens, or None; `state` (see `training/state.py`).
+    `longest` tokens, or None; `remark_risks(risks)`, the same of the risk classes that targets have; `state`
+    (see `training/state.py`).
     """
 
     @property

@@ -26,7 +26,7 @@ over the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -36,6 +36,7 @@ from unlearnkit.data.formats import text_to_learn
 from unlearnkit.data.spans import SPANS, spans_of
 from unlearnkit.data.token_stats import TokenStats, TokenWeights
 from unlearnkit.errors import DataError, RecipeError
+from unlearnkit.strict import did_you_mean
 from unlearnkit.training.objective import Objective
 from unlearnkit.training.selective import SelectiveConfig, SelectiveNLL
 from unlearnkit.training.trainer import UnlearnTrainer
@@ -94,6 +95,18 @@ class SLUNG:
     def unlearns(self) -> bool:
         """Whether some class is unlearned."""
         return "unlearn" in {**TREATMENTS[self.variant], **self.treatment}.values()
+
+    def remark_risks(self, risks: Collection[str]) -> str | None:
+        """A warning where the treatment names classes that no target has.
+
+        Args:
+            risks: the classes that targets have.
+        """
+        missing = sorted(set(self.treatment) - set(risks))
+        if not missing:
+            return None
+        guess = did_you_mean(missing[0], sorted(risks))
+        return f"training.treatment names {', '.join(missing)}, but no target token has that risk{guess}"
 
     def check(self, data: Any, where: str) -> None:
         """Refuse rows whose risks are not known.
