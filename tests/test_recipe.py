@@ -313,6 +313,7 @@ def test_mistakes_in_the_model(model: str, problem: str) -> None:
         ("forget: x\n  retain: y\n  mix: {ratios: {retain: 1}}", "r.yaml:7: unknown key 'ratios' in data.mix; write retain_per_forget: 1"),
         ("forget: x\n  mix: {weights: {forgte: 1}}", "r.yaml:6: unknown key 'forgte' in data.mix.weights; did you mean 'forget'?"),
         ("forget: x\n  mix: {epoch_policy: stop}", "r.yaml:6: data.mix.epoch_policy must be one of continue, restart, fixed, found 'stop'"),
+        ("forget: x\n  documents: true", "r.yaml:6: data.documents must be a section of keys or null, found true"),
         ("forget: x\n  mix: 5", "r.yaml:6: data.mix must be a section of keys, found 5"),
     ],
 )  # fmt: skip

@@ -18,6 +18,7 @@ from unlearnkit.preflight import (
     bare_trainer,
     load_streams,
     mix_of,
+    model_config,
     note_retain_term,
     objective_of,
     refuse_missing_model,
@@ -104,6 +105,7 @@ class _Facts:
     def print_streams(self, tokenizer: Any) -> None:
         """Examples and tokens of every stream, and the number of steps."""
         from unlearnkit.data.streams import describe_source
+        from unlearnkit.training.documents import refuse_beyond_positions
 
         data, read = self.recipe.data, streams_of(self.objective.streams)
         streams = load_streams(self.recipe, read, self.notes.append)
@@ -112,6 +114,7 @@ class _Facts:
         for heading in ("stream", "examples", "tokens", "trained tokens", "source"):
             table.add_column(heading, justify="left" if heading in ("stream", "source") else "right")
         counted, rows = self._tokenized(streams, tokenizer)
+        refuse_beyond_positions(counted, model_config(self.recipe))
         for name, specs in data.streams.items():
             parts = [part for part in counted if stream_of(part) == name]
             for part in parts or [name]:
@@ -174,8 +177,11 @@ class _Facts:
             steps = math.ceil(per_epoch * args.num_train_epochs)
         if callable(remarks := getattr(bare_trainer(self.recipe, args), "remarks", None)):
             self.notes += remarks(steps / per_epoch)
+        shares = ", ".join(f"{count:,} {stream}" for stream, count in mix.shares.items())
         console.print(
-            f"training   {steps:,} steps of {batch} items on one process ({len(mix):,} items an epoch)"
+            f"training   {steps:,} steps of {batch} items on one process ({len(mix):,} items an epoch"
+            f"{': ' + shares if shares else ''})",
+            markup=False,
         )
 
     def print_evaluation(self) -> None:

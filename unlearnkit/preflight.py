@@ -142,16 +142,22 @@ def _num_layers(recipe: Recipe) -> int | None:
     """The decoder layers of a model that is made, or lies in a folder; None where that is not known yet."""
     if recipe.model.create is not None:
         return recipe.model.create.num_layers
+    return getattr(model_config(recipe), "num_hidden_layers", None)
+
+
+def model_config(recipe: Recipe) -> Any:
+    """What is known of the model that is made, or lies in a folder; None where that is not known yet."""
+    if recipe.model.create is not None:
+        return recipe.model.create
     from transformers import AutoConfig
 
     try:
         path = Path(resolve_path(recipe.model.path) or "").expanduser()
         if not (path / "config.json").is_file():
             return None
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+        return AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
     except (UserError, ValueError, OSError):
         return None  # the model of a run that is still to be made, or one that loading will refuse
-    return getattr(config, "num_hidden_layers", None)
 
 
 def streams_read(recipe: Recipe, args: Any) -> tuple[str, ...]:
@@ -206,10 +212,19 @@ def _preference_hint(args: Any, stream: str) -> str:
 
 
 def mix_of(recipe: Recipe, read: tuple[str, ...]) -> MixSpec:
-    """The recipe's mix, without the shares of streams that the objective does not read."""
+    """The recipe's mix, without the shares of streams that the objective does not read.
+
+    Raises:
+        RecipeError: weights that leave out a stream which it reads.
+    """
     mix = recipe.data.mix
     ratios = {name: ratio for name, ratio in mix.ratios.items() if name in read}
     weights = mix.weights and {name: weight for name, weight in mix.weights.items() if name in read}
+    if weights is not None and (never := [name for name in read if weights.get(name, 0) == 0]):
+        raise RecipeError(
+            f"{shown_source(recipe.source)}: data.mix.weights gives the stream {never[0]!r} no share, so it "
+            "would never be read; give it a weight above 0, or do not train on it"
+        )
     return dataclasses.replace(mix, ratios=ratios, weights=weights)
 
 

@@ -218,7 +218,7 @@ def _mix(reader: Reader, value: Any, streams: list[str], unset: list[str]) -> Mi
     if not isinstance(value, dict):
         reader.problem(keys, f"data.mix must be a section of keys, found {show(value)}")
         return None
-    anchor = value.get("anchor", _default_anchor(streams, value))
+    anchor = value.get("anchor", _default_anchor(streams, unset, value))
     if not streams:
         hint = f"; data.{unset[0]} is null: write data.{unset[0]}=FILE OR HUB ID" if unset else ""
         reader.problem(("data",), f"data has no stream of examples{hint}")
@@ -250,14 +250,19 @@ def _mix(reader: Reader, value: Any, streams: list[str], unset: list[str]) -> Mi
     return dataclasses.replace(mix, anchor=anchor, ratios=ratios, weights=weights)
 
 
-def _default_anchor(streams: list[str], mix: Mapping[str, Any]) -> str | None:
-    """`forget`; without such a stream, the only one there is or `pairs`, or none when weights say how to
-    mix."""
+def _default_anchor(streams: list[str], unset: list[str], mix: Mapping[str, Any]) -> str | None:
+    """`forget`; without such a stream, the only one there is or `pairs`, or none: then weights or a
+    temperature say how to mix, or the first stream that the method reads is the anchor."""
     if "forget" in streams:
         return "forget"
     if len(streams) == 1:
         return streams[0]
-    return None if mix.get("weights") else "pairs" if "pairs" in streams else "forget"
+    if mix.get("weights") or mix.get("temperature") is not None:
+        return None
+    if "pairs" in streams:
+        return "pairs"
+    # What was to be `forget`, and is misspelt or null, is said.
+    return "forget" if "forget" in unset or nearest("forget", streams) else None
 
 
 def _create_streams(reader: Reader, names: list[str] | None, data: DataSpec) -> None:

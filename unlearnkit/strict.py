@@ -50,6 +50,8 @@ def phrase(hint: Any) -> str:
         return "one of " + ", ".join(str(argument) for argument in arguments)
     if hint is list or origin is list:
         return f"a list of {phrase(arguments[0])}" if arguments else "a list"
+    if origin is dict and typing.get_origin(arguments[1]) is typing.Literal:
+        return f"a section of keys, each with {phrase(arguments[1])}"
     if hint is dict or origin is dict or dataclasses.is_dataclass(hint):
         return "a section of keys"
     if _is_enum(hint):
@@ -82,6 +84,8 @@ def fit(value: Any, hint: Any) -> Any:
             return MISFIT
         pairs = {key: fit(item, arguments[1]) if arguments else item for key, item in value.items()}
         return MISFIT if any(item is MISFIT for item in pairs.values()) else pairs
+    if dataclasses.is_dataclass(hint) and isinstance(value, str | bool | int | float | list):
+        return MISFIT
     if _is_enum(hint):
         return value if value in [member.value for member in hint] else MISFIT
     if hint is float and type(value) in (int, float):

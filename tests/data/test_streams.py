@@ -442,3 +442,8 @@ def test_a_row_of_another_kind_is_named(tmp_path):
         ["mixed.jsonl", "completion is neither text nor a list of messages", "row 1"],
         spec(tmp_path / "mixed.jsonl"),
     )
+
+
+def test_a_list_of_rows_is_refused_with_the_way_out():
+    with pytest.raises(DataError, match=r"is a list; give a datasets\.Dataset"):
+        canonical(ROWS)

@@ -268,6 +268,7 @@ def test_masks_of_the_data_belong_to_the_parts_of_their_term():
         ({"npo": {}}, "names 'npo', which does not choose tokens"),
         ({"goldfish": {"kay": 4}}, "training.also.goldfish: unknown key 'kay'; it is one of: k, h"),
         ({"goldfish": {"h": "many"}}, "training.also.goldfish.h must be .*found 'many'"),
+        ({"goldfish": {"k": 1}}, "training.also.goldfish.k must be at least 2"),
         ({"goldfsh": {}}, "goldfish"),
     ],
 )

@@ -53,6 +53,11 @@ def canonical(
         DataError: a column that is not there, no usable shape, or rows without a prompt or an answer (named
         by number).
     """
+    if not hasattr(raw, "column_names"):
+        raise DataError(
+            f"{where} is a {type(raw).__name__}; give a datasets.Dataset (Dataset.from_list(rows) makes one "
+            "of a list of rows)"
+        )
     columns = {ALIASES.get(new, new): own for new, own in (columns or {}).items()}
     table = _renamed(raw, columns, where)
     shape = next((s for s in _SHAPES if all(c in table.column_names for c in s)), None)

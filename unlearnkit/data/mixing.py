@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unlearnkit.data.pairing import plan_of
+from unlearnkit.data.pairing import Weighted, plan_of
 from unlearnkit.data.parts import StreamRows
 from unlearnkit.data.permutations import permutation
 from unlearnkit.recipe import MixSpec
@@ -60,6 +60,11 @@ class StreamMix:
 
     def __len__(self) -> int:
         return len(self._plan)
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """Items of an epoch by stream where an item holds one row of one stream; else empty."""
+        return self._plan.counts if isinstance(self._plan, Weighted) else {}
 
     def rows(self, index: int, epoch: int) -> dict[str, list[int]]:
         """Stream name -> row numbers of item `index` in `epoch`."""

@@ -99,7 +99,7 @@ class Weighted:
         return self.epoch_size
 
     @cached_property
-    def _counts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """Whole numbers that add up to the epoch size, by the largest remainder."""
         exact = {s: share * self.epoch_size for s, share in self.shares.items()}
         counts = {s: int(x) for s, x in exact.items()}
@@ -112,7 +112,7 @@ class Weighted:
     def rows(self, index: int, epoch: int) -> dict[str, list[int]]:
         """Stream -> row number of one item."""
         # `index` is already shuffled by the sampler, so the slots can be laid out one stream after the other.
-        for stream, count in self._counts.items():
+        for stream, count in self.counts.items():
             if index < count:
                 number = index + (epoch * count if self.policy == "continue" else 0)
                 passes, place = divmod(number, self.sizes[stream])
@@ -123,7 +123,7 @@ class Weighted:
     def many(self, items: NDArray[np.int64], epoch: int) -> dict[str, Places]:
         """`rows` of several items at once."""
         chosen, before = {}, 0
-        for stream, count in self._counts.items():
+        for stream, count in self.counts.items():
             which = np.flatnonzero((before <= items) & (items < before + count))
             numbers = items[which] - before + (epoch * count if self.policy == "continue" else 0)
             chosen[stream] = (

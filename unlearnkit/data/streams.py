@@ -192,7 +192,8 @@ def nearby(path: Path) -> str:
         return f"the folder {path.parent} does not exist either"
     names = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
     close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or names[:5]
-    return f"the folder holds {', '.join(close)}" if close else "the folder is empty"
+    more = f" and {len(names) - len(close):,} more" if len(names) > len(close) else ""
+    return f"the folder holds {', '.join(close)}{more}" if close else "the folder is empty"
 
 
 def _from_disk(path: Path, source: StreamSpec, name: str) -> Dataset:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unlearnkit.data.corpus import stored
 from unlearnkit.data.documents import is_documents
 from unlearnkit.data.formats import Template, Tokenized, Tokenizer, tokenize_stream
-from unlearnkit.data.parts import stream_of, streams_of
+from unlearnkit.data.parts import row_lengths, stream_of, streams_of
 from unlearnkit.data.token_stats import check_selectors
 from unlearnkit.errors import DataError, RecipeError
 from unlearnkit.training.objective import Objective, reference_streams
@@ -69,6 +69,27 @@ def refuse_documents(
             f"data.{asked[0]} lie on the disk; set training.reference: frozen, or leave out "
             "data.documents.on_disk"
         )
+
+
+def refuse_beyond_positions(tokens: Mapping[str, Tokenized], config: Any) -> None:
+    """Check that no example has more tokens than the model has positions.
+
+    Args:
+        tokens: by part.
+        config: the model's; without `max_position_embeddings` nothing is known.
+
+    Raises:
+        DataError: one has more.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        return
+    for part, one in tokens.items():
+        if (longest := int(row_lengths(one.rows).max(initial=0))) > positions:
+            raise DataError(
+                f"data.{part} has an example of {longest:,} tokens, but the model has {positions:,} "
+                f"positions; set data.max_length to {positions} or less"
+            )
 
 
 def say_if_padded(args: UnlearnConfig, *, packed: bool) -> None:

@@ -12,6 +12,7 @@ on; with several, a pass without gradient looks at all of them first.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, cast
@@ -209,4 +210,8 @@ def _further(name: str, options: Mapping[str, Any] | None) -> Selector:
             raise RecipeError(f"training.also.{name}: unknown key {key!r}{did_you_mean(key, known)}")
         if fit(value, hints[key]) is MISFIT:
             raise RecipeError(f"training.also.{name}.{key} must be {phrase(hints[key])}, found {show(value)}")
-    return cast("Selector", config.selector_type(**(options or {})))
+    try:
+        return cast("Selector", config.selector_type(**(options or {})))
+    except RecipeError as error:  # a selector speaks of its settings as those of its own method
+        own = re.compile(rf"\btraining\.(?=(?:{'|'.join(known)})\b)")
+        raise RecipeError(own.sub(f"training.also.{name}.", str(error))) from error

@@ -126,6 +126,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         self.mix = StreamMix(rows, mix, seed=args.seed)
         if isinstance(model, str):
             model = load_model(model)
+        documents.refuse_beyond_positions(self.tokenized, getattr(model, "config", None))
         #: Names the weights before training, which key the cached reference.
         self.target_fingerprint = model_fingerprint(model)
         model = with_adapter(model, peft_config, args)
