@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import pickle
 
 import datasets
@@ -185,6 +187,7 @@ def test_a_killed_writer_leaves_nothing_that_is_taken_for_whole(make, monkeypatc
     whole, in_memory = make(table())
     left = whole.rows.documents.folder.with_name(f".{whole.rows.documents.folder.name}.0123abcd.part")
     left.mkdir()
+    os.utime(left, (0, 0))  # long ago: a fresh one may be at work where the system has no locks
     (whole.rows.documents.folder / "tokens.bin").unlink()
     again, _ = make(table())
     assert [r["input_ids"] for r in again.rows] == [r["input_ids"] for r in in_memory.rows]
@@ -227,3 +230,54 @@ def test_empty_documents_are_counted_and_named():
     texts[300], texts[301] = " ", "\n"
     with pytest.raises(DataError, match=r"2 row\(s\) have an empty text \(row 300, 301, counted from 0\)"):
         canonical(table(texts), on_disk=True)
+
+
+def test_another_tokenizer_is_another_corpus(make, tmp_path, tiny_tokenizer):
+    """In one folder: the second one must not be given the tokens of the first."""
+    first, _ = make(table())
+    other = copy.deepcopy(tiny_tokenizer)
+    other.add_tokens(["Brel"])
+    template = Template.for_tokenizer(other)
+    maker = Tokenizer(other, template, max_length=16, name="train")
+    second = stored(table(), maker, tmp_path / "corpora")
+    in_memory = tokenize_stream(canonical(table()), other, template, max_length=16)
+    assert [r["input_ids"] for r in second.rows] == [r["input_ids"] for r in in_memory.rows]
+    assert first.rows.documents.folder != second.rows.documents.folder
+
+
+def test_a_call_that_cuts_makes_no_other_corpus(make, tiny_tokenizer):
+    first, _ = make(table())
+    tiny_tokenizer("a text", truncation=True, max_length=2)
+    again, _ = make(table())
+    assert first.rows.documents.folder == again.rows.documents.folder
+
+
+def test_a_selector_is_named_by_its_code_and_not_by_its_words(make):
+    """Two selectors that call themselves alike, one of which learns more."""
+
+    class Even(Odd):
+        def __call__(self, stats: TokenStats) -> TokenWeights:
+            return TokenWeights.keep(stats.places % 2 == 0)
+
+    class Every(Odd):
+        def __call__(self, stats: TokenStats) -> TokenWeights:
+            return TokenWeights.keep(stats.places > 0)
+
+    counts = [make(table(), selectors=(one(),))[0].chosen.learned for one in (Even, Every)]
+    assert counts[0] < counts[1]
+
+
+def test_a_writer_that_was_outrun_takes_what_is_there(make, monkeypatch):
+    """Without locks two processes write at once; the slower one finds the folder filled."""
+    made, _ = make(table())
+    facts, known = corpus._facts, []
+
+    def late(path):
+        known.append(path)
+        return None if len(known) == 1 else facts(path)
+
+    monkeypatch.setattr(corpus, "_facts", late)
+    monkeypatch.setattr(corpus.shutil, "rmtree", lambda *args, **kwargs: None)
+    again, _ = make(table())
+    assert again.rows.documents.folder == made.rows.documents.folder
+    assert list(again.rows) == list(made.rows)

@@ -262,3 +262,9 @@ def test_selectors_are_combined_in_any_number():
     assert twice.learn.tolist() == [0, 1, 0, 0]
     assert twice.unlearn.tolist() == [0, 0, 0, 1]
     assert Span(0, 1, "high").risk == "high"
+
+
+def test_a_piece_that_begins_inside_a_word_begins_with_the_next():
+    """Of "holds a pen" from "lds" on: the word before "pen" is "a", and before "a" there is none."""
+    stats = _stats([1, 2, 3], [IGNORE, 2, 3], text="holds a pen", offsets=[(2, 5), (5, 7), (7, 11)])
+    assert stats.preceding_words(1) == [None, "a "]

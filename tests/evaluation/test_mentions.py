@@ -342,3 +342,22 @@ def test_records_of_earlier_versions(tmp_path: Path) -> None:
     assert math.isclose(metrics.probability(records, dataset="forget").value, math.exp(-15 / 4))
     with pytest.raises(RecordsError, match="2 risky for the 1 tokens of example a"):
         new_records([{**answer("a", [-1.0]), "risky": [HIGH, LOW]}])
+
+
+def test_settings_that_came_later_leave_the_names_of_older_suites_alone():
+    """Kept answers under attack are found by this name; it is the one of before."""
+    from unlearnkit.evaluation.cost import Budget
+    from unlearnkit.evaluation.inquiry import Inquiry
+    from unlearnkit.evaluation.suite import load_suite
+
+    suite = load_suite("tofu", {"split": "forget10"})
+    assert Inquiry(suite, Budget(1, None, True, False), "unlearned", "x", {}).name == "6520266e2fc896bf"
+
+
+def test_a_list_of_terms_is_read_whole(tmp_path):
+    from unlearnkit.evaluation.terms import load_terms
+    from unlearnkit.recipe import StreamSpec
+
+    (tmp_path / "names.txt").write_text("Ana Reyes\nBo Lee\n")
+    with pytest.raises(DataError, match="leave out rows, limit, columns and name"):
+        load_terms([StreamSpec(path=str(tmp_path / "names.txt"), limit=1)], root=None, name="terms")

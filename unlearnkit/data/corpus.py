@@ -7,7 +7,9 @@ their tokens selectors chose; another `max_length` or selector cuts anew without
 
 from __future__ import annotations
 
+import inspect
 import shutil
+import time
 import uuid
 from array import array
 from collections import Counter
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _FACTS = "complete.json"
 _TOKEN, _OFFSET = np.dtype("<i4"), np.dtype("<i4")
+#: Seconds after which a folder that nobody finished is taken for abandoned: without locks it may be at work.
+_ABANDONED = 24 * 3600.0
 _DROPPED, _UNLEARNED = 0, 2  # 1: learned
 
 
@@ -189,9 +193,22 @@ def _cut_name(table: Dataset, maker: Tokenizer) -> str:
 
     if not maker.selectors:
         return fingerprint(_FORMAT, maker.max_length)
-    # What has no words of its own, such as a function, is never taken for what another process made.
-    chosen = [repr(one) if " at 0x" not in repr(one) else uuid.uuid4().hex for one in maker.selectors]
+    chosen = [_selector_name(one) for one in maker.selectors]
     return fingerprint(_FORMAT, __version__, maker.max_length, chosen, content(table))
+
+
+def _selector_name(selector: Any) -> str:
+    """Names a selector by its settings, and one that is not of this library by its code as well."""
+    kind = type(selector)
+    name = f"{kind.__module__}.{kind.__qualname__}: {selector!r}"
+    if " at 0x" in name:  # without words of its own it is never taken for what another process made
+        return uuid.uuid4().hex
+    if kind.__module__.partition(".")[0] == "unlearnkit":  # its version is part of the name of a cut
+        return name
+    try:
+        return f"{name}\n{inspect.getsource(kind)}"
+    except (OSError, TypeError):  # typed in by hand: nothing says what it does, so it is asked each time
+        return f"{name}\n{uuid.uuid4().hex}"
 
 
 def _made(folder: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -201,11 +218,17 @@ def _made(folder: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, An
         if facts is None:
             shutil.rmtree(folder, ignore_errors=True)
             for left in folder.parent.glob(f".{folder.name}.*.part"):  # of a writer that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            with atomic_folder(folder) as place:
-                facts = write(place)
-                files = {path.name: path.stat().st_size for path in sorted(place.iterdir())}
-                write_json(place / _FACTS, {**facts, "files": files})
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    shutil.rmtree(left, ignore_errors=True)
+            try:
+                with atomic_folder(folder) as place:
+                    facts = write(place)
+                    files = {path.name: path.stat().st_size for path in sorted(place.iterdir())}
+                    write_json(place / _FACTS, {**facts, "files": files})
+            except (OSError, UserError):
+                facts = _facts(folder)  # where there are no locks, another process may have been faster
+                if facts is None:
+                    raise
         return facts
 
 

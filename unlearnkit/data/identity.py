@@ -37,5 +37,8 @@ def content(table: Dataset, columns: Sequence[str] | None = None) -> str:
 def tokenizer_identity(tokenizer: Any) -> str:
     """Names what decides the tokens of a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    vocabulary: Any = sorted(tokenizer.get_vocab().items())
+    if backend is not None:
+        # A call that pads or truncates leaves its settings behind, which change no token of a whole text.
+        vocabulary = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
     return fingerprint(type(tokenizer).__name__, vocabulary, tokenizer.special_tokens_map)

@@ -200,7 +200,7 @@ class ExampleStats(TokenStats):
     def preceding_words(self, h: int) -> list[str | None]:
         """As in TokenStats."""
         offsets = self._offsets
-        begin = offsets[0][0] if offsets else 0
+        begin = _word_start(self._text, offsets[0][0] if offsets else 0)
         words = _words(self._text, begin)
         found: list[str | None] = []
         for place in self._where:
@@ -225,6 +225,13 @@ class ExampleStats(TokenStats):
         if self._tokens.offsets is None:
             raise RuntimeError("a selector reads the text, but its `reads_text` does not say so")
         return self._tokens.offsets
+
+
+def _word_start(text: str, place: int) -> int:
+    """Where the first whole word at or after a place begins: a piece may begin inside of one."""
+    while 0 < place < len(text) and not text[place - 1].isspace() and not text[place].isspace():
+        place += 1
+    return place
 
 
 def _words(text: str, begin: int) -> list[tuple[int, int, str]]:

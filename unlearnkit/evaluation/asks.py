@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from unlearnkit.evaluation.records import (
@@ -42,6 +42,14 @@ class Ask:
     seed: int = field(default=0, metadata={"least": 0})
     suffix_tokens: int | None = field(default=None, metadata={"least": 1})
     parts: bool = False
+
+    def __repr__(self) -> str:
+        """What is asked, which names kept answers under attack: settings that came later and say nothing are
+        left out, so that what was asked before keeps its name."""
+        later = {"suffix_tokens": None, "parts": False}
+        told = ((one.name, getattr(self, one.name)) for one in fields(self))
+        said = (f"{key}={value!r}" for key, value in told if key not in later or value != later[key])
+        return f"Ask({', '.join(said)})"
 
 
 #: What can be said about a data set beside `dataset` and `limit`, for each probe.
@@ -99,7 +107,7 @@ def read_probes(reader: Reader, section: dict[str, Any]) -> ProbeSpec | None:
 def _ask(reader: Reader, probe: str, at: tuple[str, ...], item: Any, most: int | None) -> Ask | None:
     """A data set's name, or a section that names it."""
     values = {"dataset": item} if isinstance(item, str) else item
-    allowed = ("dataset", "limit", *ASK_OPTIONS[probe])
+    allowed = ("dataset", *(() if probe == LIST_TERMS else ("limit",)), *ASK_OPTIONS[probe])
     for key in values if isinstance(values, Mapping) else ():
         if key not in allowed:
             reader.unknown((*at, str(key)), allowed)

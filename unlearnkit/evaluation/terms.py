@@ -35,6 +35,11 @@ def load_terms(sources: Sequence[StreamSpec], *, root: str | None, name: str) ->
     found: list[str] = []
     for source in sources:
         if PurePath(source.path or "").suffix.lower() == ".txt":
+            if source.rows or source.limit or source.columns or source.name:
+                raise DataError(
+                    f"{name}: {source.path} is a list of terms, which is read whole; leave out rows, limit, "
+                    "columns and name"
+                )
             found += read_terms(str(source.path), root)
             continue
         rows = load_stream(source, root=root, name=name)

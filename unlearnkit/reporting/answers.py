@@ -34,16 +34,25 @@ MOST_SHOWN = 600
 """Of a text that was continued at most so many characters are shown before the continuation."""
 
 
-def broken_answers(view: EvalView, dataset: str = "forget") -> float:
+#: Characters that are compared where words tell nothing.
+_STRETCH = 8
+
+
+def broken_answers(
+    view: EvalView, dataset: str = "forget", *, probe: str = GENERATE_ANSWER, field: str = GENERATION
+) -> float:
     """Share of the generated answers that have no word or repeat themselves; NaN where there are none."""
-    texts = [
-        text
-        for text in select(view.records, GENERATE_ANSWER, dataset, GENERATION)["text"]
-        if isinstance(text, str)
-    ]
+    texts = [text for text in select(view.records, probe, dataset, field)["text"] if isinstance(text, str)]
     if not texts:
         return math.nan
-    return sum(not unicode_tokens(text) or repeated_share(text) > REPEATING for text in texts) / len(texts)
+    return sum(not unicode_tokens(text) or _repeats(text) for text in texts) / len(texts)
+
+
+def _repeats(text: str) -> bool:
+    """Whether a text repeats itself by words, or by characters where it has no spaces ("ItItItIt")."""
+    stretches = [text[i : i + _STRETCH] for i in range(len(text) - _STRETCH + 1)]
+    alike = 1 - len(set(stretches)) / len(stretches) if stretches else 0.0
+    return repeated_share(text) > REPEATING or alike > REPEATING
 
 
 def truth_ratio_samples(run: RunView) -> tuple[dict[str, NDArray[np.float64]], str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from unlearnkit.evaluation.records import CONTINUATION, CONTINUE_TEXT
 from unlearnkit.reporting.answers import broken_answers
 from unlearnkit.reporting.numbers import count, number, percent
 from unlearnkit.reporting.subject import MENTIONS, TEXTS, subject_of
@@ -79,6 +80,10 @@ def _texts(run: RunView, view: EvalView) -> Told:
     if exact is None or not exact.measured:
         headline = "How much of the texts the model continues word for word could not be measured."
         return ("not_judged", "unknown", headline, ())
+    broken = broken_answers(view, "forget", probe=CONTINUE_TEXT, field=CONTINUATION)
+    if broken > BROKEN:
+        headline = f"The model is broken: {percent(broken)} of what it says is empty or repeats itself."
+        return ("collapsed", "bad", headline, ("What such a model does not continue says nothing.",))
     headline = f"The model continues {percent(exact.value)} of {count(exact.n)} texts word for word"
     sentences = [*_overlap(view), *_before(run, view, "forget_verbatim_exact")]
     if excess is None or not excess.measured:
