@@ -149,6 +149,15 @@ def test_mentions(
     assert compared in found.text
 
 
+def test_answers_that_go_astray_are_told(judged: Callable[..., Verdict]) -> None:
+    """No name, the right tokens as likely, and nothing of the right answer in its own: ROUGE-L 0 of 0.5."""
+    found = judged(
+        "mentions", answers(0, 40, -1.0, text="Nobody can tell."), answers(30, 40, -1.0, text="wrote")
+    )
+    assert (found.code, found.tone) == ("seldom_mentions", "mixed")
+    assert "understood about as well; its own answers go astray." in found.headline
+
+
 def test_babble_says_no_names_and_is_no_success(judged: Callable[..., Verdict]) -> None:
     babble = answers(0, 40, -1.0, text="and the sea " * 12)
     found = judged("mentions", babble, answers(30, 40, -1.0))

@@ -7,7 +7,8 @@ their tokens selectors chose; another `max_length` or selector cuts anew without
 
 from __future__ import annotations
 
-import inspect
+import atexit
+import os
 import shutil
 import time
 import uuid
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from unlearnkit.data.columns import content_id
 from unlearnkit.data.encoding import Tokens, encode_document, pieces
-from unlearnkit.data.identity import ROWS_AT_A_TIME, content, tokenizer_identity
+from unlearnkit.data.identity import ROWS_AT_A_TIME, content, selector_identity, tokenizer_identity
 from unlearnkit.data.token_rows import IGNORE, Chosen, Tokenized, TokenRow
 from unlearnkit.errors import UserError
 from unlearnkit.files import atomic_folder, fingerprint, one_at_a_time, read_json, write_json
@@ -179,7 +180,7 @@ def stored(table: Dataset, maker: Tokenizer, folder: Path) -> StoredTokens:
     name = fingerprint(_FORMAT, texts, who, maker.reads_text)
     _made(folder / name, lambda place: _write_tokens(place, table, maker))
     documents = Documents(folder / name)
-    cut = documents.folder / f"cut-{_cut_name(table, maker)}"
+    cut = _cut_folder(documents.folder, table, maker)
     facts = _made(cut, lambda place: _write_cut(place, documents, table, maker))
     maker.longest, maker.chosen = facts["longest"], _chosen(facts["chosen"])
     rows = Corpus(documents, cut, table, maker.max_length)
@@ -187,28 +188,29 @@ def stored(table: Dataset, maker: Tokenizer, folder: Path) -> StoredTokens:
     return StoredTokens(rows, chosen=maker.chosen if maker.selectors else None)
 
 
-def _cut_name(table: Dataset, maker: Tokenizer) -> str:
-    """What decides a cut besides the tokens: selectors may read names and spans."""
+def _cut_folder(within: Path, table: Dataset, maker: Tokenizer) -> Path:
+    """Named by what decides a cut besides the tokens: selectors may read names and spans."""
     from unlearnkit import __version__
 
     if not maker.selectors:
-        return fingerprint(_FORMAT, maker.max_length)
-    chosen = [_selector_name(one) for one in maker.selectors]
-    return fingerprint(_FORMAT, __version__, maker.max_length, chosen, content(table))
+        return within / f"cut-{fingerprint(_FORMAT, maker.max_length)}"
+    chosen = [selector_identity(one) for one in maker.selectors]
+    if None in chosen:
+        return _passing(within)
+    return within / f"cut-{fingerprint(_FORMAT, __version__, maker.max_length, chosen, content(table))}"
 
 
-def _selector_name(selector: Any) -> str:
-    """Names a selector by its settings, and one that is not of this library by its code as well."""
-    kind = type(selector)
-    name = f"{kind.__module__}.{kind.__qualname__}: {selector!r}"
-    if " at 0x" in name:  # without words of its own it is never taken for what another process made
-        return uuid.uuid4().hex
-    if kind.__module__.partition(".")[0] == "unlearnkit":  # its version is part of the name of a cut
-        return name
-    try:
-        return f"{name}\n{inspect.getsource(kind)}"
-    except (OSError, TypeError):  # typed in by hand: nothing says what it does, so it is asked each time
-        return f"{name}\n{uuid.uuid4().hex}"
+def _passing(within: Path) -> Path:
+    """A folder that nobody else uses, and that is removed when this process ends."""
+    folder, owner = within / f"cut-{uuid.uuid4().hex}", os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # a forked child ends earlier
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
+
+    atexit.register(remove)
+    return folder
 
 
 def _made(folder: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -216,7 +218,8 @@ def _made(folder: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, An
     with one_at_a_time(folder.parent / f".{folder.name}.lock"):
         facts = _facts(folder)
         if facts is None:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists() and _facts(folder) is None:  # not what another has finished meanwhile
+                shutil.rmtree(folder, ignore_errors=True)
             for left in folder.parent.glob(f".{folder.name}.*.part"):  # of a writer that was killed
                 if time.time() - left.stat().st_mtime > _ABANDONED:
                     shutil.rmtree(left, ignore_errors=True)

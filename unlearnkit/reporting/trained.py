@@ -19,7 +19,7 @@ SELDOM = 0.01
 UNDERSTOOD = 0.1
 """By so many nats a token the rest may be less likely than to the reference and still count as understood."""
 FEWER = 0.5
-"""Below this multiple of the reference's share a model mentions the terms far less."""
+"""Below this multiple of the reference's value a model mentions the terms, or answers rightly, far less."""
 BROKEN = 0.5
 """From this share of empty or repeating answers on, a model counts as collapsed."""
 
@@ -141,8 +141,10 @@ def _mentions(run: RunView, view: EvalView) -> Told:
         code, tone = "seldom_mentions" if rate.value < SELDOM else "mentions_less", "mixed"
     elif understood:
         code = "seldom_mentions" if rate.value < SELDOM else "mentions_less"
-        tone = "good" if rate.value < SELDOM else "mixed"
+        astray = _goes_astray(run, view)
+        tone = "good" if rate.value < SELDOM and not astray else "mixed"
         headline += ", and what stands beside the terms is understood about as well"
+        headline += "; its own answers go astray" if astray else ""
     else:
         code, tone = "mentions_less_understands_less", "mixed"
         headline += ", but what stands beside the terms is understood less well"
@@ -157,6 +159,12 @@ def _gap(gap: Metric | None) -> list[str]:
         f"Outside the terms a token of the right answer is {number(abs(gap.value))} nats {less} likely than "
         f"to the reference (95 % interval {number(gap.low)} to {number(gap.high)}, n = {count(gap.n)})."
     ]
+
+
+def _goes_astray(run: RunView, view: EvalView) -> bool:
+    """Whether what it says itself, terms aside, has far less of the right answers than the reference's."""
+    usual = math.nan if run.retain is None else run.retain.value("rouge_without_terms")
+    return view.value("rouge_without_terms") < FEWER * usual
 
 
 def _overlap_without(run: RunView, view: EvalView) -> list[str]:
