@@ -40,7 +40,6 @@ from unlearnkit.strict import did_you_mean
 from unlearnkit.training.objective import Objective
 from unlearnkit.training.selective import SelectiveConfig, SelectiveNLL
 from unlearnkit.training.trainer import UnlearnTrainer
-from unlearnkit.training.unlikelihood import unlikelihood as unlikelihood
 
 Treatment = Literal["learn", "ignore", "unlearn"]
 
