@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from unlearnkit.methods.grad_diff import GradDiffTrainer as GradDiffTrainer
     from unlearnkit.methods.idk_dpo import IdkDPOConfig as IdkDPOConfig, IdkDPOTrainer as IdkDPOTrainer
     from unlearnkit.methods.npo import NPOConfig as NPOConfig, NPOTrainer as NPOTrainer
+    from unlearnkit.methods.offset import OffsetConfig as OffsetConfig, OffsetTrainer as OffsetTrainer
     from unlearnkit.methods.pdu import PDUConfig as PDUConfig, PDUTrainer as PDUTrainer
     from unlearnkit.methods.rmu import RMUConfig as RMUConfig, RMUTrainer as RMUTrainer
     from unlearnkit.methods.rpo import RPOConfig as RPOConfig, RPOTrainer as RPOTrainer
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from unlearnkit.methods.sft import SFTConfig as SFTConfig, SFTTrainer as SFTTrainer
     from unlearnkit.methods.simnpo import SimNPOConfig as SimNPOConfig, SimNPOTrainer as SimNPOTrainer
     from unlearnkit.methods.slung import SLUNGConfig as SLUNGConfig, SLUNGTrainer as SLUNGTrainer
+    from unlearnkit.methods.uld import ULDConfig as ULDConfig, ULDTrainer as ULDTrainer
     from unlearnkit.methods.undial import UNDIALConfig as UNDIALConfig, UNDIALTrainer as UNDIALTrainer
+    from unlearnkit.methods.value import ValueConfig as ValueConfig, ValueTrainer as ValueTrainer
     from unlearnkit.methods.wga import WGAConfig as WGAConfig, WGATrainer as WGATrainer
     # isort: on
 
@@ -48,6 +51,7 @@ _METHODS = {
     "grad_diff": "GradDiff",
     "idk_dpo": "IdkDPO",
     "npo": "NPO",
+    "offset": "Offset",
     "pdu": "PDU",
     "rmu": "RMU",
     "rpo": "RPO",
@@ -55,7 +59,9 @@ _METHODS = {
     "sft": "SFT",
     "simnpo": "SimNPO",
     "slung": "SLUNG",
+    "uld": "ULD",
     "undial": "UNDIAL",
+    "value": "Value",
     "wga": "WGA",
 }
 # Names are imported on first use: `import unlearnkit` must not import torch.

@@ -108,7 +108,7 @@ class _Facts:
         from unlearnkit.training.documents import refuse_beyond_positions
 
         data, read = self.recipe.data, streams_of(self.objective.streams)
-        streams = load_streams(self.recipe, read, self.notes.append)
+        streams = load_streams(self.recipe, read, self.notes.append, args=self.args)
         refuse_unfit(self.recipe, self.args, streams)
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
         for heading in ("stream", "examples", "tokens", "trained tokens", "source"):

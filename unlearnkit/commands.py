@@ -13,7 +13,7 @@ from unlearnkit.errors import UserError
 from unlearnkit.files import fingerprint, read_json
 from unlearnkit.recipe import Recipe, TemplateSpec, load_recipe
 from unlearnkit.run import RunDir, is_place, own_settings, run_dir
-from unlearnkit.terminal import print_attacks, print_metrics, quiet, say
+from unlearnkit.terminal import print_alphas, print_attacks, print_metrics, quiet, say
 
 ALL = ("train", "evaluate", "report")
 
@@ -55,7 +55,7 @@ def check_before(recipe: Recipe, *, on_cpu: bool = False) -> None:
     suite_of(recipe)
     check_during(recipe)
     args = training_args(recipe, tempfile.gettempdir(), on_cpu=on_cpu)
-    refuse_unfit(recipe, args, load_streams(recipe, streams_read(recipe, args)))
+    refuse_unfit(recipe, args, load_streams(recipe, streams_read(recipe, args), args=args))
 
 
 def passed_on(overrides: Sequence[str]) -> list[str]:
@@ -78,6 +78,8 @@ def run_one(recipe: Recipe, run: RunDir, stages: Sequence[str] = ALL, *, progres
         if "evaluate" in stages and (found := pipeline.evaluate()):
             labels = {role: str(e.summary["label"]) for role, e in found.items()}
             print_metrics({role: e.metrics for role, e in found.items()}, labels)
+            if "unlearned" in found:
+                print_alphas(found["unlearned"])
             print_attacks({labels[role]: e for role, e in found.items()})
         if "report" in stages and recipe.evaluation.suite is not None:
             _say_verdict(recipe, pipeline.report())
@@ -104,7 +106,7 @@ class EvalRequest:
     """What `unlearnkit eval` was asked for; texts as they stand on the command line.
 
     `data` are key=value pairs; `attacks` are names, or YAML such as "relearn: {steps: [5, 10]}"; `template`
-    is YAML, by default that of the model's run.
+    is YAML, by default that of the model's run. `alphas` are numbers with commas between them.
     """
 
     model: str
@@ -115,6 +117,7 @@ class EvalRequest:
     role: str = "unlearned"
     data: Sequence[str] = ()
     attacks: Sequence[str] = ()
+    alphas: str = ""
     tasks: Sequence[str] = ()
     task_path: str | None = None
     limit: int | None = None
@@ -131,7 +134,7 @@ def evaluate_model(request: EvalRequest) -> None:
     from unlearnkit.run import resolve_path
 
     overrides = _data_overrides(request)
-    attacks = _attacks(request.attacks)
+    attacks, alphas = _attacks(request.attacks), _alphas(request.alphas)
     path = evaluation_or_model(str(resolve_path(request.model)))
     reference, target = (
         None if one is None else evaluation_or_model(str(resolve_path(one)))
@@ -151,9 +154,11 @@ def evaluate_model(request: EvalRequest) -> None:
 
     found = evaluate(
         path, suite=request.suite, data=overrides, reference=reference, target=target, attacks=attacks,
-        role=request.role, batch_tokens=request.batch_tokens, label=label, template=spec, output=folder,
+        alphas=alphas, role=request.role, batch_tokens=request.batch_tokens, label=label, template=spec,
+        output=folder,
     )  # fmt: skip
     print_metrics({label: found.metrics})
+    print_alphas(found)
     print_attacks({label: found})
     say(f"Records: {folders[0]}")
 
@@ -216,6 +221,21 @@ def _attacks(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
                 )
             attacks[str(name)] = dict(options or {})
     return attacks
+
+
+def _alphas(text: str) -> list[float]:
+    """`--alphas 0.25,0.5` as numbers, each checked.
+
+    Raises:
+        UserError: something that is no list of numbers above 0.
+    """
+    from unlearnkit.evaluation.serving import check_alphas
+
+    try:
+        alphas = [float(part) for part in text.split(",")] if text else []
+    except ValueError as error:
+        raise UserError(f"--alphas {text!r} is no list of numbers; write --alphas 0.25,0.5,1.0") from error
+    return check_alphas(alphas, "--alphas")
 
 
 def _template(model: str, text: str | None) -> TemplateSpec:

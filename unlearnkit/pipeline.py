@@ -31,6 +31,7 @@ from unlearnkit.preflight_evaluation import check_during, during_suite
 from unlearnkit.preflight_training import answers_identity, refuse_unfit
 from unlearnkit.recipe import Recipe, StreamSpec
 from unlearnkit.run import RunDir, claim, device_name, model_identity, peak_memory_bytes, resolve_path
+from unlearnkit.serving import change_serving, set_serving
 
 Say = Callable[[str], None]
 
@@ -63,7 +64,7 @@ class Pipeline:
         read = streams_read(self.recipe, args)
         check_during(self.recipe)
         note_retain_term(self.recipe, args, lambda text: self.say(f"{self.recipe.name}: {text}"))
-        streams = load_streams(self.recipe, read)
+        streams = load_streams(self.recipe, read, args=args)
         refuse_unfit(self.recipe, args, streams)
         on_disk = args.documents_on_disk
         inputs: dict[str, Any] = {f"data.{n}": _content(data, on_disk) for n, data in streams.items()}
@@ -72,7 +73,7 @@ class Pipeline:
         manifest = claim(self.run, self.recipe, inputs) if _is_main() else (self.run.read_manifest() or {})
         if manifest.get("status") in ("trained", "complete") and self.run.model.is_dir():
             self.say(f"{self.recipe.name}: already trained, using {self.run.model}")
-            return manifest
+            return self._serve_as_asked(manifest)
         started = time.perf_counter()
         trainer = self._trainer(args, streams, read)
         before = trainer.target_fingerprint
@@ -97,6 +98,7 @@ class Pipeline:
             model=model, args=args, streams={name: streams[name] for name in read}, mix=mix_of(recipe, read),
             template=recipe.data.template, processing_class=tokenizer, peft_config=self._peft_config(),
         )  # fmt: skip
+        set_serving(trainer.served, recipe)
         keep_quiet(trainer)
         trainer.add_callback(LogFile(self.run.log))
         self._add_during(trainer)
@@ -211,13 +213,22 @@ class Pipeline:
         if _is_main():
             (unfinished / "training_args.bin").unlink(missing_ok=True)
             write_card(unfinished, self.recipe, self.model_path)
-            split = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+            split = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or trainer.served is not None
             model = trainer.accelerator.unwrap_model(trainer.model)
             name = saved_fingerprint(str(unfinished)) if split else model_fingerprint(model)
             entries["unlearned_model"] = {"fingerprint": name}
             entries.update(self.run.update_manifest(**entries))
             unfinished.rename(self.run.model)
         trainer.accelerator.wait_for_everyone()
+
+    def _serve_as_asked(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """What a trained pair is served with is written anew where the recipe has changed."""
+        if not _is_main() or not change_serving(self.run.model, self.recipe):
+            return manifest
+        from unlearnkit.models.load import saved_fingerprint
+
+        name = saved_fingerprint(str(self.run.model))
+        return self.run.update_manifest(status="trained", unlearned_model={"fingerprint": name})
 
     def _what(self, trainer: Any) -> str:
         rows = ", ".join(f"{len(t.rows)} {name}" for name, t in trainer.tokenized.items())

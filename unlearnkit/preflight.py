@@ -14,6 +14,7 @@ from unlearnkit.preflight_evaluation import Note as Note
 from unlearnkit.preflight_evaluation import suite_of
 from unlearnkit.recipe import AnnotateSpec, MixSpec, Recipe
 from unlearnkit.run import resolve_path, shown_source
+from unlearnkit.serving import refuse_serving
 from unlearnkit.strict import did_you_mean
 
 
@@ -132,6 +133,7 @@ def objective_of(recipe: Recipe, args: Any) -> Any:
         from unlearnkit.data.alternates import refuse_settings
 
         refuse_settings(spec.temperature, spec.top_p, spec.prompt)
+    refuse_serving(recipe)
     # A method that speaks of layers by their number says which of them there must be.
     if callable(choose := getattr(trainer, "choose_layers", None)) and (count := _num_layers(recipe)):
         choose(count)
@@ -191,7 +193,7 @@ def _refuse_other_streams(recipe: Recipe, args: Any, read: tuple[str, ...]) -> N
         if name not in useful:
             raise RecipeError(
                 f"{source}: the stream data.{name} is not read by the method {recipe.method}"
-                f"{_preference_hint(args, name) or did_you_mean(name, read)}"
+                f"{_preference_hint(args, name) or _augmentation_hint(args) or did_you_mean(name, read)}"
             )
     for name in read:
         if name not in given:
@@ -211,6 +213,13 @@ def _preference_hint(args: Any, stream: str) -> str:
     )
 
 
+def _augmentation_hint(args: Any) -> str:
+    """Where a stream is named that ULD's assistant is to learn from."""
+    if not hasattr(args, "remember_streams"):
+        return ""
+    return "; name it in training.remember_streams, retain_streams or perturbed_streams"
+
+
 def mix_of(recipe: Recipe, read: tuple[str, ...]) -> MixSpec:
     """The recipe's mix, without the shares of streams that the objective does not read.
 
@@ -228,8 +237,10 @@ def mix_of(recipe: Recipe, read: tuple[str, ...]) -> MixSpec:
     return dataclasses.replace(mix, ratios=ratios, weights=weights)
 
 
-def load_streams(recipe: Recipe, read: tuple[str, ...], note: Note | None = None) -> dict[str, Any]:
-    """The recipe's streams as canonical data sets.
+def load_streams(
+    recipe: Recipe, read: tuple[str, ...], note: Note | None = None, *, args: Any = None
+) -> dict[str, Any]:
+    """The recipe's streams as canonical data sets; `args` says which of them may ask the same.
 
     Raises:
         DataError: a missing file, an empty set, a wrong column, a row without an answer, sets that overlap,
@@ -263,7 +274,8 @@ def load_streams(recipe: Recipe, read: tuple[str, ...], note: Note | None = None
 
         refuse_given(streams["forget"])
     if not data.allow_overlap:
-        refuse_contradictions({name: streams[name] for name in read if name in streams})
+        settings = () if args is None else (args.forgotten_streams, args.wrong_answer_streams)
+        refuse_contradictions({name: streams[name] for name in read if name in streams}, *settings)
     return streams
 
 

@@ -49,14 +49,20 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """One source of examples. `rows` is a Python slice such as "::2"; `join` makes one text of the answers of
-    that many consecutive rows; `limit` counts examples after both."""
+    """One source of examples.
+
+    `rows` is a Python slice such as "::2"; `per_row` makes up to that many examples of a row whose question
+    or answer is a list (see `data/lists.py`); `join` makes one text of that many consecutive answers; `limit`
+    counts examples after all three. `header` names the columns of a CSV file without a header line.
+    """
 
     path: str | None = None
     name: str | None = None
     split: str = "train"
     columns: dict[str, str] | None = None
+    header: list[str] | None = None
     rows: str | None = None
+    per_row: int | None = field(default=None, metadata={"least": 1})
     join: int | None = field(default=None, metadata={"least": 1})
     limit: int | None = field(default=None, metadata={"least": 1})
     sample_by: Literal["line", "paragraph", "document"] = "line"
@@ -163,6 +169,17 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
+class ServingSpec:
+    """What a combined model (ULD's pair, say) is served with; null: as the method does by default.
+
+    No setting here changes what is trained.
+    """
+
+    alpha: float | None = None
+    top_logit_filter: float | None = field(default=None, metadata={"least": 0})
+
+
+@dataclass(frozen=True)
 class EvaluationSpec:
     """What is measured after training; `suite: null` (or `evaluation: null`) measures nothing.
 
@@ -172,7 +189,8 @@ class EvaluationSpec:
     the models of `attack_roles`.
 
     While training, `every` ("50 steps", "epoch") runs the suite `during` on `during_limit` examples a set;
-    `keep` and `stop` are rules over its metrics (see `training/selection.py`).
+    `keep` and `stop` are rules over its metrics (see `training/selection.py`). `alphas`: the strengths at
+    which a combined model is measured besides its own, all from the same forward passes.
     """
 
     suite: str | None = "tofu"
@@ -192,6 +210,7 @@ class EvaluationSpec:
     during_limit: int | None = field(default=100, metadata={"least": 1})
     keep: dict[str, Any] | None = None
     stop: dict[str, Any] | None = None
+    alphas: list[float] = field(default_factory=list)
 
     @property
     def chooses(self) -> bool:
@@ -216,6 +235,7 @@ class Recipe:
     name: str
     training: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
+    serving: ServingSpec | None = None
     needs: list[str] = field(default_factory=list)
     output: str | None = None
     seed: int = 0
@@ -224,6 +244,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe as plain values: defaults written out, nulls that mean "not set" left out."""
         result: dict[str, Any] = _plain(self)
+        serving = result.pop("serving", None)
         del result["data"], result["training"], result["evaluation"]
         data = _plain(self.data)
         streams = {
@@ -235,7 +256,8 @@ class Recipe:
             mix[f"{stream}_per_{self.data.mix.anchor}"] = ratio
         settings = {key: value for key, value in data.items() if key not in ("streams", "mix")}
         result["data"] = {**streams, "mix": mix, **settings}
-        return result | {"training": dict(self.training), "evaluation": _plain(self.evaluation)}
+        served = {} if serving is None else {"serving": serving}
+        return result | {"training": dict(self.training), **served, "evaluation": _plain(self.evaluation)}
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML; loading it gives an equal recipe."""
@@ -255,7 +277,7 @@ class Recipe:
         chosen = {}
         if self.evaluation.chooses:
             chosen = {f"evaluation.{key}": getattr(self.evaluation, key) for key in CHOOSING}
-        return self._fingerprint("name", "output", "evaluation", "needs", **chosen)
+        return self._fingerprint("name", "output", "evaluation", "serving", "needs", **chosen)
 
     def _fingerprint(self, *ignored: str, **further: Any) -> str:
         kept = {key: value for key, value in self.to_dict().items() if key not in ignored}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from unlearnkit.recipe import EvaluationSpec
+from unlearnkit.recipe import EvaluationSpec, ServingSpec
 from unlearnkit.strict import Reader
 from unlearnkit.training.selection import check_rules
 from unlearnkit.yamlfile import Keys, show
@@ -44,6 +45,26 @@ def _attacks(reader: Reader, section: Mapping[str, Any]) -> dict[str, Any]:
         f"({{relearn: {{steps: [5, 10]}}}}), found {show(value)}",
     )
     return {"attacks": {}}
+
+
+def serving_section(reader: Reader, value: Any) -> ServingSpec | None:
+    """What a combined model is served with; None where the recipe does not say."""
+    if value is None:
+        return None
+    spec = reader.section(ServingSpec, value, ("serving",))
+    if spec is not None and spec.alpha is not None and not 0 < spec.alpha < math.inf:
+        reader.problem(
+            ("serving", "alpha"),
+            f"serving.alpha must be above 0, found {spec.alpha:g}; 0.75 is a good start, and 0 would be the "
+            "target model itself",
+        )
+    if spec is not None and spec.top_logit_filter is not None and spec.top_logit_filter >= 1:
+        reader.problem(
+            ("serving", "top_logit_filter"),
+            f"serving.top_logit_filter must be below 1, found {spec.top_logit_filter:g}; use 0.01, or 0 for "
+            "no filter",
+        )
+    return spec
 
 
 def suites_named(section: Any) -> list[tuple[Keys, Any]]:

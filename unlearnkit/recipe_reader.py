@@ -12,7 +12,7 @@ from unlearnkit import lookup, shipped
 from unlearnkit.errors import RecipeError
 from unlearnkit.recipe import DataSpec, MixSpec, ModelSpec, Recipe, StreamSpec
 from unlearnkit.recipe_annotate import annotate_section
-from unlearnkit.recipe_evaluation import evaluation_section, suites_named
+from unlearnkit.recipe_evaluation import evaluation_section, serving_section, suites_named
 from unlearnkit.strict import Reader, did_you_mean, field_hints, nearest
 from unlearnkit.yamlfile import Keys, read_document, show
 
@@ -72,7 +72,7 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str], *, check_tra
         document.override(override)
     reader = Reader(document)
     values = document.values
-    sections = ("model", "data", "training", "evaluation")
+    sections = ("model", "data", "training", "serving", "evaluation")
     head_values = {key: value for key, value in values.items() if key not in sections}
     head = reader.section(_Head, head_values, (), also=sections)
     model = _model(reader, values.get("model"))
@@ -84,6 +84,7 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str], *, check_tra
     # Without a forget set there is nothing to say about forgetting, so nothing is measured unasked.
     unasked: dict[str, Any] | None = {} if data is None or "forget" in data.streams else None
     evaluation = evaluation_section(reader, values.get("evaluation", unasked))
+    serving = serving_section(reader, values.get("serving"))
     if model and data and model.create:
         _create_streams(reader, model.create.tokenizer_streams, data)
     _names(reader, values)
@@ -102,6 +103,7 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str], *, check_tra
         name=head.name or shipped.name_of("recipes", path),
         training=dict(training or {}),
         evaluation=evaluation,
+        serving=serving,
         needs=head.needs,
         output=head.output,
         seed=head.seed,

@@ -119,7 +119,7 @@ def run_dir(recipe: Recipe, overrides: tuple[str, ...] = (), name: str | None = 
     measurements decides which weights are kept.
     """
     chosen = rf"(?!\.({'|'.join(CHOOSING)})\b)" if recipe.evaluation.chooses else ""
-    overrides = tuple(o for o in overrides if not re.match(rf"(evaluation{chosen}|needs)[.=]", o))
+    overrides = tuple(o for o in overrides if not re.match(rf"(evaluation{chosen}|serving|needs)[.=]", o))
     if name is None and recipe.output is not None:
         return RunDir(Path(recipe.output))
     slug = (name or recipe.name).replace("/", "-")
@@ -221,7 +221,7 @@ def changed_settings(path: Path, recipe: Recipe) -> str:
     except (OSError, yaml.YAMLError):
         return ""
     before, after = _flat(old), _flat(yaml.safe_load(recipe.to_yaml()))
-    ignored = ("evaluation", "name", "output", "needs")
+    ignored = ("evaluation", "serving", "name", "output", "needs")
     keys = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
     return ", ".join(k for k in keys if k.split(".")[0] not in ignored)
 

@@ -1,9 +1,8 @@
 """Alternate answers: plausible wrong ones that the target model itself writes before it is trained.
 
-Every answer is a function of its prompt, its number and the seed, whatever stands beside it in a batch and
-however many processes share the work. Answers that are empty, say what the true one says, or come twice are
-left out and drawn again. What a model has written is kept by content, so that the seeds of a comparison share
-it.
+How they are drawn is said in `data/drawing.py`: answers that are empty, say what the true one says, or come
+twice are left out and drawn again. What a model has written is kept by content, so that the seeds of a
+comparison share it.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnkit.data.cells import answer_text, levelled, listed_rows
 from unlearnkit.data.columns import ALTERNATES
+from unlearnkit.data.drawing import ROUNDS, asking, draw, ready_to_write, refuse_no_room
 from unlearnkit.data.formats import Template, prompt_and_answer, with_answer
 from unlearnkit.errors import DataError, RecipeError, UserError
 from unlearnkit.evaluation.decode import Sampling
@@ -43,8 +43,6 @@ INSTRUCTION = (
     "length and style, but every fact that answers the question must be a different one. Reply with the "
     "made-up answer alone."
 )
-#: Times that a row is asked again for the answers that were left out.
-_MORE_ROUNDS = 4
 #: Raised when the stored format or the way of drawing changes, so that an old file is never read.
 _CACHE_FORMAT = 1
 
@@ -126,14 +124,17 @@ def generate_alternates(
     refuse_settings(temperature, top_p, prompt)
     sampling = Sampling(temperature, top_p, seed)
     rows = [with_answer(row, _true(row)) for row in data]
-    questions = generation_questions("forget", _asking(rows, prompt), tokenizer, template)
-    _refuse_no_room(questions, text_config(model))
+    wording = INSTRUCTION if prompt == "instruct" else prompt or "{prompt}"
+    questions = generation_questions("forget", asking(rows, wording), tokenizer, template)
+    remedy = "shorten data.alternates.prompt, or set it to null"
+    refuse_no_room(questions, text_config(model), "data.alternates", remedy)
     truths = [levelled(answer_text(row["completion"])) for row in rows]
     path = _cache_path(model, questions, truths, sampling, per_prompt, max_new_tokens, tokenizer)
     found = _read(path, len(rows))
     if not _all_have(found):
         ask = _Asker(model, tokenizer, sampling, max_new_tokens, batch_tokens)
-        found = _draw(questions, truths, per_prompt, ask)
+        with ready_to_write(model):
+            found = draw(questions, [{truth} for truth in truths], per_prompt, ask)
         _refuse_without(found, per_prompt, temperature)
         if path is not None and is_main():
             write_atomic(path, json.dumps(found, ensure_ascii=False))
@@ -144,40 +145,10 @@ def generate_alternates(
     return found
 
 
-def _refuse_no_room(questions: Sequence[Question], config: Any) -> None:
-    """Raise where a prompt fills all positions of the model, so that nothing could follow it."""
-    room = getattr(config, "max_position_embeddings", None)
-    if room is not None and (full := [i for i, q in enumerate(questions) if len(q.prompt_ids) >= room]):
-        longest = max(len(question.prompt_ids) for question in questions)
-        raise DataError(
-            f"data.alternates: what the model is asked has up to {longest} tokens, and the model holds "
-            f"{room} ({listed_rows(full)}), so no answer has room; shorten data.alternates.prompt, or set it "
-            "to null"
-        )
-
-
 def _true(row: Mapping[str, Any]) -> Any:
     """A row's own answer, where it has one."""
     has_one = row.get("messages") or row.get("completion") is not None
     return prompt_and_answer(row)[1] if has_one else ""
-
-
-def _asking(rows: Sequence[Mapping[str, Any]], prompt: str | None) -> list[dict[str, Any]]:
-    """The rows with the question that the model is asked; of a chat the last message is replaced."""
-    if prompt is None:
-        return [dict(row) for row in rows]
-    wording = INSTRUCTION if prompt == "instruct" else prompt
-    out = []
-    for row in rows:
-        asked = row["prompt"]
-        before, last = ([], asked) if isinstance(asked, str) else (asked[:-1], asked[-1]["content"])
-        # In this order, so that a question with {answer} in it stays as it is.
-        pieces = [
-            part.replace("{answer}", answer_text(row["completion"])) for part in wording.split("{prompt}")
-        ]
-        text = last.join(pieces)
-        out.append({**row, "prompt": [*before, {"role": "user", "content": text}] if before else text})
-    return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,43 +176,11 @@ class _Asker:
         return said
 
 
-def _draw(
-    questions: Sequence[Question], truths: Sequence[str], per_prompt: int, ask: _Asker
-) -> list[list[str]]:
-    """Distinct answers other than the true one; what is left out is drawn again with further numbers."""
-    found: list[dict[str, str]] = [{} for _ in questions]
-    drawn = [0] * len(questions)
-    model, before = ask.model, next(ask.model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        with load.gathered(list(model.parameters())):
-            load.to_device(model)
-            for _ in range(1 + _MORE_ROUNDS):
-                wanted: list[tuple[int, Question]] = []
-                for row, question in enumerate(questions):
-                    numbers = range(drawn[row], drawn[row] + per_prompt - len(found[row]))
-                    wanted += [(row, dataclasses.replace(question, index=number)) for number in numbers]
-                    drawn[row] = numbers.stop
-                if not wanted:
-                    break
-                said = ask({question.sample_name: question for _, question in wanted})
-                for row, question in wanted:
-                    text = said[question.sample_name]
-                    if text and (key := levelled(text)) not in ("", truths[row]):
-                        found[row].setdefault(key, text)
-    finally:
-        model.train(was_training)
-        if next(model.parameters()).device != before:
-            model.to(before)  # FSDP and DeepSpeed move it themselves
-    return [list(own.values()) for own in found]
-
-
 def _refuse_without(found: Sequence[Sequence[str]], per_prompt: int, temperature: float) -> None:
     if none := [row for row, own in enumerate(found) if not own]:
         raise DataError(
             f"data.alternates: the model gave {len(none)} row(s) no answer other than their own "
-            f"({listed_rows(none)}) in {1 + _MORE_ROUNDS} rounds of {per_prompt} draws at temperature "
+            f"({listed_rows(none)}) in {ROUNDS} rounds of {per_prompt} draws at temperature "
             f"{temperature}; raise data.alternates.temperature, or give the rows a column {ALTERNATES}"
         )
 

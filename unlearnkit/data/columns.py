@@ -34,6 +34,8 @@ ALIASES = {"question": "prompt", "answer": "completion"}
 ALTERNATES = "alternate_answer"
 _SHAPES = (("prompt", "completion"), ("messages",), SIDES, ("text",))
 _EXTRA = (*EVALUATION_COLUMNS, ALTERNATES, SPANS)
+#: Characters of a column's name that a message shows.
+_LONGEST = 40
 _CANONICAL = ("prompt", "completion", "messages", "text", *SIDES, "example_id", *_EXTRA)
 
 
@@ -58,12 +60,12 @@ def canonical(
             f"{where} is a {type(raw).__name__}; give a datasets.Dataset (Dataset.from_list(rows) makes one "
             "of a list of rows)"
         )
-    columns = {ALIASES.get(new, new): own for new, own in (columns or {}).items()}
-    table = _renamed(raw, columns, where)
+    columns = canonical_names(columns)
+    table = renamed(raw, columns, where)
     shape = next((s for s in _SHAPES if all(c in table.column_names for c in s)), None)
     if shape is None:
         raise DataError(
-            f"{where} has the columns {', '.join(raw.column_names)}; it needs prompt and completion (or "
+            f"{where} has the columns {_listed(raw)}; it needs prompt and completion (or "
             "question and answer), messages, text, or prompt with chosen and rejected; name yours with "
             "`columns: {prompt: ..., completion: ...}` beside its path"
         )
@@ -114,7 +116,27 @@ def _alias(column: str) -> str:
     return next((alias for alias, name in ALIASES.items() if name == column), column)
 
 
-def _renamed(raw: Dataset, columns: Mapping[str, str], where: str) -> Dataset:
+def _listed(raw: Dataset) -> str:
+    """The names of a table's columns; a row that stands where they belong is cut short and told apart."""
+    names = [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…" for name in raw.column_names]
+    is_row = max(map(len, raw.column_names)) > _LONGEST
+    return ", ".join(names) + (
+        " (if that is a row, name the columns of the file with `header: [question, answer]`)" * is_row
+    )
+
+
+def canonical_names(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """A column map in which `question` and `answer` have their canonical names."""
+    return {ALIASES.get(new, new): own for new, own in (columns or {}).items()}
+
+
+def renamed(raw: Dataset, columns: Mapping[str, str] | None, where: str) -> Dataset:
+    """A table with canonical names, its other columns untouched.
+
+    Raises:
+        DataError: `columns` names what is not there, or names it twice.
+    """
+    columns = canonical_names(columns)
     if unknown := [new for new in columns if new not in _CANONICAL]:
         raise DataError(
             f"{where}: `columns` gives {unknown[0]!r}, which is none of {', '.join(_CANONICAL)}; "
@@ -125,8 +147,7 @@ def _renamed(raw: Dataset, columns: Mapping[str, str], where: str) -> Dataset:
         close = difflib.get_close_matches(missing[0], raw.column_names, n=1)
         hint = f"; did you mean {close[0]}?" if close else "; name one of these"
         raise DataError(
-            f"{where} has no column {missing[0]!r}, which `columns` names; it has "
-            f"{', '.join(raw.column_names)}{hint}"
+            f"{where} has no column {missing[0]!r}, which `columns` names; it has {_listed(raw)}{hint}"
         )
     if twice := [own for own in columns.values() if list(columns.values()).count(own) > 1]:
         raise DataError(f"{where}: `columns` uses the column {twice[0]!r} twice; name each column once")

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unlearnkit.data.columns import canonical, with_ids
+from unlearnkit.data.csv_file import csv_options, refuse_needless_header
 from unlearnkit.data.documents import is_documents, joined
 from unlearnkit.data.identity import ROWS_AT_A_TIME
+from unlearnkit.data.lists import refuse_lists, spread
 from unlearnkit.data.pairs import SIDES
 from unlearnkit.errors import DataError, UnreachableError, UserError
 from unlearnkit.recipe import StreamSpec
@@ -88,13 +90,19 @@ def _load_one(source: StreamSpec, root: str | None, name: str, on_disk: bool) ->
     chosen = range(len(raw))
     if source.rows is not None:
         chosen = chosen[_slice(source.rows, name)]
-    if source.limit is not None:
-        chosen = chosen[: source.limit * (source.join or 1)]
+    most = None if source.limit is None else source.limit * (source.join or 1)
+    if source.per_row is None:
+        chosen = chosen[:most]
     if not chosen:
         raise DataError(f"{name}: {origin} has no rows; check the file, `rows` and `limit`")
     raw = raw if len(chosen) == len(raw) and chosen.step == 1 else raw.select(chosen)
-    where = f"{name} ({origin})"
-    table = canonical(raw, source.columns, where=where, on_disk=on_disk)
+    where, columns = f"{name} ({origin})", source.columns
+    if source.per_row is None:
+        refuse_lists(raw, columns, where)
+    else:
+        raw, columns = spread(raw, columns, source.per_row, where), None
+        raw = raw if most is None else raw.take(min(most, len(raw)))
+    table = canonical(raw, columns, where=where, on_disk=on_disk)
     return table if source.join is None else joined(table, source.join, where, ids=not on_disk)
 
 
@@ -105,7 +113,10 @@ def describe_source(source: StreamSpec | Sequence[StreamSpec], root: str | None)
     for part in parts:
         text = ":".join(str(p) for p in (part.path or root, part.name) if p)
         texts.append(
-            text + (f"[{part.rows}]" if part.rows else "") + (f" by {part.join}" if part.join else "")
+            text
+            + (f"[{part.rows}]" if part.rows else "")
+            + (f" up to {part.per_row} a row" if part.per_row else "")
+            + (f" by {part.join}" if part.join else "")
         )
     return " + ".join(texts)
 
@@ -127,12 +138,13 @@ def _read(source: StreamSpec, root: str | None, name: str) -> tuple[Dataset, str
     place = source.path or root
     if place is None:
         raise DataError(f"{name} has no path; give {name}.path or data.root")
+    path = None if place == "fictional" else _local(source, root, name)
+    refuse_needless_header(source.header, path, name)
     if place == "fictional":
         from unlearnkit.data import fictional
 
         split = source.name or "full"
         return datasets.Dataset.from_list(fictional.rows(split)), f"fictional:{split}"
-    path = _local(source, root, name)
     if path is None:
         return _from_hub(place, source, name), f"{place}:{source.name or source.split}"
     try:
@@ -161,7 +173,9 @@ def _local(source: StreamSpec, root: str | None, name: str) -> Path | None:
     existing = [b.expanduser() for b in bases if b.expanduser().exists()]
     if not existing:
         if source.path and (Path(source.path).suffix in _BUILDERS or source.path.startswith((".", "/", "~"))):
-            raise DataError(f"{name}.path: {source.path} does not exist; {nearby(Path(source.path))}")
+            places = [b for b in dict.fromkeys(bases) if b is bases[0] or Path(str(root)).is_dir()]
+            also = "".join(f", nor does {place}" for place in places[1:])
+            raise DataError(f"{name}.path: {source.path} does not exist{also}; {nearby(places[-1].expanduser())}")
         if root is not None and root.startswith((".", "/", "~")) and not source.path:
             raise DataError(f"data.root: the folder {root} does not exist; check the path")
         return None
@@ -219,19 +233,8 @@ def _from_disk(path: Path, source: StreamSpec, name: str) -> Dataset:
         return _without_blanks(
             datasets.load_dataset(builder, data_files=exact, split="train", sample_by=source.sample_by)
         )
-    extra = _csv_options(path) if builder == "csv" else {}
+    extra = csv_options(path, source.header, name) if builder == "csv" else {}
     return datasets.load_dataset(builder, data_files=exact, split="train", **extra)
-
-
-def _csv_options(path: Path) -> dict[str, Any]:
-    """Every cell is text: an answer "1984" is no number, and an answer "None" is not missing."""
-    import datasets
-    import pandas as pd
-
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    names = pd.read_csv(path, sep=separator, nrows=0, index_col=False).columns
-    features = datasets.Features({str(name): datasets.Value("string") for name in names})
-    return {"sep": separator, "features": features, "keep_default_na": False}
 
 
 def _without_blanks(table: Dataset) -> Dataset:

@@ -12,6 +12,9 @@ from typing import Any
 
 from unlearnkit.errors import ModelError
 
+#: `model_type` of networks that are served as one (see `models/combined`).
+COMBINED = "unlearnkit_combined"
+
 
 def _explain(what: str, path: str, error: Exception) -> ModelError:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -43,6 +46,8 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     try:
+        if is_combined(path):
+            know_combined()
         return AutoTokenizer.from_pretrained(path, revision=revision)
     except Exception as error:
         raise _explain("tokenizer", path, error) from error
@@ -50,9 +55,13 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
 
 @contextlib.contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Hides a warning that is not the user's to mend: peft 0.21 calls transformers 5.23 by an old name."""
+    """Hides warnings that are not the user's to mend.
+
+    peft 0.21 calls transformers 5.23 by an old name, and says that it saw how GPT-2 lays out its weights.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         yield
 
 
@@ -84,6 +93,35 @@ def is_adapter(path: str) -> bool:
     return (Path(path) / "adapter_config.json").exists()
 
 
+def is_combined(path: str) -> bool:
+    """Whether `path` is the folder of several networks that are served as one."""
+    config = Path(path) / "config.json"
+    return config.exists() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == COMBINED
+
+
+def know_combined() -> None:
+    """Let transformers' Auto classes open combined models with our code, not with that in their folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from unlearnkit.models.combined.configuration_combined import CombinedConfig
+    from unlearnkit.models.combined.modeling_combined import CombinedForCausalLM
+
+    AutoConfig.register(COMBINED, CombinedConfig, exist_ok=True)
+    AutoModelForCausalLM.register(CombinedConfig, CombinedForCausalLM, exist_ok=True)
+
+
+def refuse_assistant(path: str) -> None:
+    """Raise for an adapter that is one part of a pair: on the whole target model it would mean nothing.
+
+    Raises:
+        ModelError: names the folder of the pair.
+    """
+    if is_combined(str(Path(path).resolve().parent)):
+        raise ModelError(
+            f"{path} is only a part of the combined model around it; name {Path(path).resolve().parent}"
+        )
+
+
 def load_model(
     path: str, *, dtype: str = "auto", attn_implementation: str | None = None, revision: str | None = None
 ) -> Any:
@@ -103,7 +141,13 @@ def load_model(
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
     try:
+        if is_combined(path):
+            from unlearnkit.models.combined.modeling_combined import CombinedForCausalLM
+
+            with quiet_peft():
+                return CombinedForCausalLM.from_pretrained(path, revision=revision, **options).eval()
         if is_adapter(path):
+            refuse_assistant(path)
             from peft import PeftModel
 
             adapter = json.loads((Path(path) / "adapter_config.json").read_text())
@@ -131,7 +175,7 @@ def load_model(
 _IRRELEVANT = {
     "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache",
     "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "output_attentions",
-    "output_hidden_states", "return_dict", "attention_dropout", "_attn_implementation",
+    "output_hidden_states", "return_dict", "attention_dropout", "_attn_implementation", "sources", "auto_map",
 }  # fmt: skip
 
 
@@ -148,6 +192,12 @@ def model_fingerprint(model: Any) -> str:
     own = getattr(model, "config", None)
     config = own.to_dict() if own is not None and hasattr(own, "to_dict") else {}
     settings: dict[str, Any] = {k: v for k, v in config.items() if k not in _IRRELEVANT}
+    if networks := getattr(model, "networks", None):  # served as one, and which is the first matters
+        settings["networks"] = list(networks)
+    for role, network in (networks or {}).items():
+        settings[f"network {role}"] = {
+            k: v for k, v in network.config.to_dict().items() if k not in _IRRELEVANT
+        }
     for name, adapter in getattr(model, "peft_config", {}).items():
         shown = ("r", "lora_alpha", "use_rslora", "use_dora", "peft_type")
         settings[f"adapter {name}"] = {k: str(getattr(adapter, k, None)) for k in shown}

@@ -77,6 +77,16 @@ class UnlearnConfig(TrainingArguments):  # type: ignore[misc]
         metadata={"help": "auto: rows without padding where the model is known to allow it; or never."},
     )
 
+    @property
+    def forgotten_streams(self) -> tuple[str, ...]:
+        """The streams of what is to be forgotten: no row of another stream may ask the same."""
+        return ("forget",)
+
+    @property
+    def wrong_answer_streams(self) -> tuple[str, ...]:
+        """Streams that may ask what a forgotten one asks, because they answer otherwise."""
+        return ()
+
     def __post_init__(self) -> None:
         """Settle what versions of transformers and devices want differently."""
         if not hasattr(TrainingArguments, "activation_checkpointing"):  # transformers before 5.19

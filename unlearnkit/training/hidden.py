@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.errors import ModelError
+from unlearnkit.models.combined.layers import NAMES as LAYER_NAMES
+from unlearnkit.models.combined.layers import LayerList, bare, find_layers
+from unlearnkit.models.combined.layers import text_config as text_config
 from unlearnkit.training import logprobs
-
-#: What models call their list of decoder layers.
-_NAMES = ("layers", "h", "blocks", "block", "layer")
 
 
 @dataclass(frozen=True)
@@ -39,51 +39,21 @@ class Tap:
     truncate: bool
 
 
-class LayerList(NamedTuple):
-    """The list of decoder layers, and where it lies in the model."""
-
-    parent: nn.Module
-    name: str
-    path: str
-    layers: nn.ModuleList
-
-
-def _bare(model: Any) -> Any:
-    """The model inside DDP, FSDP or DeepSpeed."""
-    while isinstance(getattr(model, "module", None), nn.Module):
-        model = model.module
-    return model
-
-
-def text_config(model: Any) -> Any:
-    """The configuration of the language model, also in one that sees pictures."""
-    config = _bare(model).config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
 def layer_list(model: Any) -> LayerList:
     """Find a causal language model's decoder layers, under any wrapper.
 
     Raises:
         ModelError: there is no list of as many layers as the model's configuration says.
     """
-    count = getattr(text_config(model), "num_hidden_layers", None)
-    found = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    named = [one for one in found if one[0].rpartition(".")[2] in _NAMES]
-    if not named:
+    found = find_layers(model)
+    if found is None:
+        count = getattr(text_config(model), "num_hidden_layers", None)
         raise ModelError(
-            f"{type(_bare(model)).__name__} has no list of {count} decoder layers called one of "
-            f"{', '.join(_NAMES)}, so its hidden states cannot be reached; use a model whose layers lie in "
-            "such a list, or a method that needs no hidden states"
+            f"{type(bare(model)).__name__} has no list of {count} decoder layers called one of "
+            f"{', '.join(LAYER_NAMES)}, so its hidden states cannot be reached; use a model whose layers lie "
+            "in such a list, or a method that needs no hidden states"
         )
-    # A model that also sees may have as many layers in its encoder; the decoder's path says so.
-    path, layers = next((one for one in named if "vision" not in one[0]), named[0])
-    parent, _, name = path.rpartition(".")
-    return LayerList(model.get_submodule(parent), name, path, layers)
+    return found
 
 
 class _Tapped(nn.Module):

@@ -196,20 +196,18 @@ def chunked(fn: Callable[..., Tensor], logits: Tensor, *others: Tensor, chunk: i
 
 @dataclass(frozen=True)
 class TargetLogits:
-    """Logits at a batch's target positions only."""
+    """Logits at a batch's target positions only; of networks that are combined, each one's where asked."""
 
     logits_NV: Tensor  # noqa: N815
     targets_N: Tensor  # noqa: N815
+    networks: tuple[Tensor, ...] = ()
 
 
 @contextmanager
 def _select_before_head(model: Any, positions_N: Tensor, shape: torch.Size) -> Iterator[list[bool]]:
-    """Let the LM head see target positions only; yields a list that is filled when the head was reached."""
+    """Let the LM heads see target positions only; yields a list that is filled when a head was reached."""
     done: list[bool] = []
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if head is None:
-        yield done
-        return
+    heads = output_heads(model)
 
     def select(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if args and isinstance(args[0], Tensor) and args[0].dim() == 3 and args[0].shape[:2] == shape:
@@ -217,11 +215,20 @@ def _select_before_head(model: Any, positions_N: Tensor, shape: torch.Size) -> I
             return (args[0].flatten(0, 1)[positions_N], *args[1:])
         return None
 
-    handle = head.register_forward_pre_hook(select)
+    handles = [head.register_forward_pre_hook(select) for head in heads]
     try:
         yield done
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def output_heads(model: Any) -> list[Any]:
+    """A model's LM head, or those of the networks that it combines; empty where none can be reached."""
+    if callable(several := getattr(model, "output_heads", None)):
+        return [head for head in several() if head is not None]
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return [] if head is None else [head]
 
 
 def understood(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -247,7 +254,8 @@ def target_logits(
         batch: `input_ids`, `labels`, `attention_mask` (not if packed) and `position_ids` (for left padding
         and if packed), each [B, T].
         unwrapped: the model whose head is hooked, if `model` hides it.
-        options: passed on to the model (`past_key_values`, say).
+        options: passed on to the model (`past_key_values`, say; with `return_networks` the logits of each
+        network of a combined model are given instead of the combination, and the first one's stand for it).
     """
     positions_N = positions_of(batch)
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
@@ -255,6 +263,10 @@ def target_logits(
     with _select_before_head(hooked, positions_N, batch["labels"].shape) as selected:
         output = model(
             **inputs, **understood(getattr(model, "forward", model), {"use_cache": False, **options})
+        )
+    if (networks := getattr(output, "network_logits", None)) is not None:
+        return TargetLogits(
+            networks[0] if output.logits is None else output.logits, batch_targets(batch), networks
         )
     if selected:
         return TargetLogits(output.logits, batch_targets(batch))

@@ -202,6 +202,10 @@ class Step:
         return self._by_stream(logprobs.label_logps(self._policy.logits_NV, self._policy.targets_N))
 
     @cached_property
+    def _networks(self) -> tuple[dict[str, Tensor], ...]:
+        return tuple(self._by_stream(logits_NV) for logits_NV in self._policy.networks)
+
+    @cached_property
     def _states(self) -> dict[int, dict[str, Tensor]]:
         return {layer: self._by_stream(h_MD) for layer, h_MD in self._outputs.states.items()}
 
@@ -215,6 +219,10 @@ class Step:
     def logits(self, stream: str) -> Tensor:
         """The policy's logits at target positions: [N, V] in the model's dtype."""
         return self._logits[stream]
+
+    def network_logits(self, stream: str, place: int) -> Tensor:
+        """Logits at target positions of one network of a combination, before they are combined: [N, V]."""
+        return self._networks[place][stream]
 
     def targets(self, stream: str) -> Tensor:
         """Target tokens: int64 [N]."""
@@ -230,7 +238,7 @@ class Step:
 
     def forget(self) -> None:
         """Let go of the forward pass; what was asked of it is computed anew when asked for again."""
-        for name in ("_outputs", "_logits", "_logps", "_states"):
+        for name in ("_outputs", "_logits", "_logps", "_networks", "_states"):
             self.__dict__.pop(name, None)
 
     def unlearned(self, stream: str) -> Tensor | None:

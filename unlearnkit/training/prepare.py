@@ -69,7 +69,7 @@ def chosen_streams(
         logger.warning("the stream %r is not read by this objective and is left out", unused)
     chosen = {s: canonical(given[s], where=f"the {s} set", on_disk=args.documents_on_disk) for s in streams}
     if not args.allow_overlap:
-        refuse_contradictions(chosen)
+        refuse_contradictions(chosen, args.forgotten_streams, args.wrong_answer_streams)
     return chosen
 
 
@@ -134,7 +134,16 @@ def frozen_copy(model: Any, accelerator: Any, *, layers: int | None = None) -> A
     Args:
         layers: copy only that many layers, without the LM head; enough for hidden states.
     """
-    frozen = copy.deepcopy(model) if layers is None else truncated_copy(model, layers)
+    return as_frozen(copy.deepcopy(model) if layers is None else truncated_copy(model, layers), accelerator)
+
+
+def same_memory(model: Any) -> Any:
+    """A second model whose parameters are the very objects of the first."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def as_frozen(frozen: Any, accelerator: Any) -> Any:
+    """A model that is never trained, wrapped as the accelerator wants it."""
     frozen.eval().requires_grad_(False)
     if accelerator.distributed_type == "DEEPSPEED":
         from trl.models.utils import prepare_deepspeed

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -42,12 +43,14 @@ from unlearnkit.training.objective import (
 from unlearnkit.training.packing import packs
 from unlearnkit.training.precision import KeepLogitsNarrow
 from unlearnkit.training.prepare import (
+    as_frozen,
     chosen_streams,
     frozen_copy,
     load_tokenizer_of,
     pad_id,
     planned_epochs,
     refuse_settings,
+    same_memory,
     with_adapter,
 )
 from unlearnkit.training.retain import retain_term
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from unlearnkit.data.answers import Answers
+    from unlearnkit.training.served import Served
 
 
 class UnlearnTrainer(Trainer):  # type: ignore[misc]
@@ -87,6 +91,10 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
     # 5.19; earlier versions look at `model_accepts_loss_kwargs`, set below).
     loss_is_scaled_for_ga = True
     _tag_names: ClassVar[list[str]] = ["unlearnkit"]
+    #: The kind of combined model that is served in the end; None where it is the model that was trained.
+    served_kind: ClassVar[str | None] = None
+    #: Whether switching a new adapter off gives the target model back.
+    adapts_target: ClassVar[bool] = True
 
     def __init__(
         self, model: Any, args: UnlearnConfig | None = None, *, forget_dataset: Dataset | None = None,
@@ -104,7 +112,11 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             streams_of(self.objective.streams),
             args,
         )
-        self._has_fresh_adapter = peft_config is not None
+        peft_config = self.default_adapter() if peft_config is None else peft_config
+        self.adapted = peft_config is not None
+        self._has_fresh_adapter = self.adapted and self.adapts_target
+        #: Says how what was trained is served, where that is more than `model`.
+        self.served: Served | None = None
         self.reference_name = reference.choose(
             args.reference, self.objective.needs, has_fresh_adapter=self._has_fresh_adapter,
             retain=args.retain,
@@ -112,6 +124,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         documents.refuse_documents(args, self.objective, chosen, self.reference_name)
         if processing_class is None:
             processing_class = load_tokenizer_of(model)
+        self.processing_class = processing_class
         self.template = Template.for_tokenizer(processing_class, template)
         self.answers = self.build_answers()
         #: Part -> its tokens; a stream of pairs has two parts (see `data/parts.py`).
@@ -129,7 +142,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         documents.refuse_beyond_positions(self.tokenized, getattr(model, "config", None))
         #: Names the weights before training, which key the cached reference.
         self.target_fingerprint = model_fingerprint(model)
-        model = with_adapter(model, peft_config, args)
+        model = self.put_adapter(self.build_policy(model), peft_config)
         self.choose_parameters(model)
         packed = packs(model, args.packing)
         documents.say_if_padded(args, packed=packed)
@@ -171,6 +184,22 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
     def build_answers(self) -> dict[str, Answers]:
         """Where the answers of parts such as "forget.refusal" come from, by part."""
         return {}
+
+    def default_adapter(self) -> Any:
+        """The adapter that is trained where none is given; None for the weights themselves."""
+        return None
+
+    def build_policy(self, model: Any) -> Any:
+        """The network to train, made from the target model: by default that itself."""
+        return model
+
+    def put_adapter(self, model: Any, peft_config: Any) -> Any:
+        """The policy with a new adapter on it, where one is wanted."""
+        return with_adapter(model, peft_config, self.args)
+
+    def reference_network(self) -> Any:
+        """A frozen part of the policy that answers as the target model does; None where there is none."""
+        return None
 
     def choose_parameters(self, model: Any) -> None:
         """Switch off the gradient of what this method does not train; the adapter is already on `model`."""
@@ -337,12 +366,27 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
                 attach(self)  # a callback that measures the model asks for its trainer
         return super().train(*args, **kwargs)
 
+    def unlearned_model(self) -> Any:
+        """What is served in the end: the trained model, or the combination that it is a part of."""
+        if self.served is None:
+            return self.accelerator.unwrap_model(self.model)
+        return self.served.model(self)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what is served in the end; a checkpoint (`_internal_call`) holds what is trained."""
+        if self.served is None or _internal_call:
+            super().save_model(output_dir, _internal_call)
+        else:
+            self.served.save(self, Path(output_dir or self.args.output_dir))
+
     def _live_reference(self) -> reference.Reference | None:
         """A provider that asks a model, made while the policy still is the target model."""
         if self.reference_name == "adapter_off":
             # The wrapped model is only known once training has begun, so it is looked up at every call.
             return reference.AdapterOff(lambda **inputs: self.model_wrapped(**inputs), self.model)
         if self.reference_name == "frozen":
+            if (part := self.reference_network()) is not None:
+                return reference.FrozenModel(as_frozen(same_memory(part), self.accelerator))
             layers = reference.layers_needed(self.objective)
             return reference.FrozenModel(frozen_copy(self.model, self.accelerator, layers=layers))
         return None
@@ -352,9 +396,10 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         for stream in reference_streams(self.objective):
             data = self.tokenized[stream]
             adapter = self.model if self._has_fresh_adapter else None
+            part = self.reference_network()
             with reference.without_adapter(adapter) if adapter is not None else contextlib.nullcontext():
                 scores = reference.cached_scores(
-                    self.model, data.rows, data_fingerprint=data.fingerprint,
+                    self.model if part is None else part, data.rows, data_fingerprint=data.fingerprint,
                     model_fingerprint=self.target_fingerprint, pad_id=pad_id(self.processing_class),
                     accelerator=self.accelerator,
                 )  # fmt: skip

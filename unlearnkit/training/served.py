@@ -1,0 +1,84 @@
+"""What is served in the end, where that is more than the network that was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from unlearnkit.models.combined.configuration_combined import check_filter, config_of, weights_for
+from unlearnkit.models.combined.folders import weights_digest, write_config
+from unlearnkit.models.combined.layers import text_config
+from unlearnkit.models.combined.modeling_combined import CombinedForCausalLM, ULDForCausalLM
+from unlearnkit.models.load import load_model
+
+
+class Served(Protocol):
+    """How what was trained is served; alpha and the filter may be set until it is saved."""
+
+    alpha: float
+    top_logit_filter: float | None
+    revision: str | None
+
+    def model(self, trainer: Any) -> CombinedForCausalLM:
+        """The combination as it is now."""
+
+    def save(self, trainer: Any, folder: Path) -> None:
+        """Write it, with the tokenizer; every process asks."""
+
+
+class WithTarget:
+    """An assistant that is trained on its own and served with its target model.
+
+    The target is named, not kept, so that its memory is free while the assistant is trained; one that was
+    never saved is kept.
+
+    Args:
+        target: the target model.
+        assistant: its first layers, before an adapter is put on them.
+        alpha, top_logit_filter: what the pair is served with; they may be set until it is saved.
+    """
+
+    role = "assistant"
+
+    def __init__(self, target: Any, assistant: Any, *, alpha: float, top_logit_filter: float | None) -> None:
+        path = str(getattr(target, "name_or_path", "") or "")
+        self.alpha, self.top_logit_filter = alpha, top_logit_filter
+        self.path: str | None = path or None
+        self.revision: str | None = None
+        self._target = None if path else target
+        self._digest = weights_digest(target)
+        self._layers = int(text_config(assistant).num_hidden_layers)
+        self._config = config_of({"target": target, "assistant": assistant}, {}, "uld", None)
+        self._generation_config = target.generation_config
+
+    def model(self, trainer: Any, target: Any = None) -> CombinedForCausalLM:
+        """The pair as it is now; the target is loaded where it is only named."""
+        if target is None:
+            target = self._target or load_model(str(self.path), revision=self.revision)
+        assistant = trainer.accelerator.unwrap_model(trainer.model)
+        return ULDForCausalLM.pair(
+            target, assistant, alpha=self.alpha, top_logit_filter=self.top_logit_filter
+        )
+
+    def save(self, trainer: Any, folder: Path) -> None:
+        """Write the pair: the target's name and the adapter; everything, if the target has no name."""
+        config = self._config
+        config.weights, config.top_logit_filter = weights_for("uld", self.alpha), self.top_logit_filter
+        check_filter(self.top_logit_filter)
+        if self.path is None:
+            if trainer.is_world_process_zero():
+                self.model(trainer).save_pretrained(folder)
+        else:
+            trainer.save_model(str(folder / self.role), _internal_call=True)
+        if not trainer.is_world_process_zero():
+            return
+        trainer.processing_class.save_pretrained(folder)
+        if self.path is not None:
+            for file in (folder / self.role).iterdir():
+                if not file.name.startswith("adapter_"):
+                    file.unlink()  # the tokenizer lies in the folder itself
+            named = {"path": self.path, "digest": self._digest}
+            if self.revision is not None:
+                named["revision"] = self.revision
+            made = {"of": "target", "layers": self._layers, "adapter": self.role}
+            write_config(folder, config, self._generation_config, {"target": named, self.role: made})
