@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_pairs import make_pair
 from helpers_runs import command
 
 Evaluate = Callable[..., int]
@@ -123,9 +124,30 @@ def test_attacks_on_the_command_line(
     ]  # fmt: skip
 
 
+def test_alphas_on_the_command_line(
+    evaluate: Evaluate, tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    pair = tmp_path / "pair"
+    make_pair(tiny_model(), alpha=0.5).save_pretrained(pair)
+    tiny_tokenizer.save_pretrained(pair)
+    assert evaluate(pair, "--alphas", "1.25,0.5,0.25") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    start = next(place for place, row in enumerate(rows) if row[:1] == ["alpha"])
+    assert [row[:2] for row in rows[start + 1 : start + 4]] == [
+        ["0.25", "–"], ["0.5", "(served)"], ["1.25", "–"],
+    ]  # fmt: skip
+    (folder,) = kept()
+    assert sorted(path.parent.name for path in folder.glob("alphas/*/summary.json")) == ["0.25", "1.25"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--alphas", "0.5"], "is one model, so there is no alpha to change; leave the alphas out"),
+        (["--alphas", "0.5,much"], "--alphas '0.5,much' is no list of numbers; write --alphas 0.25,0.5,1.0"),
+        (["--alphas", "0"], "--alphas holds 0; use numbers above 0"),
+        (["--alphas", "1,1.0"], "--alphas holds 1 twice"),
         (["--attack", "relern"], "unknown attack 'relern'; did you mean 'relearn'"),
         (["--attack", "[1, 2]"], "is neither a name nor a name with options"),
         (["--role", "master"], "--role is 'master'; it must be unlearned, target or retain"),

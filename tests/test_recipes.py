@@ -44,6 +44,8 @@ def small(recipe: Recipe, model: Path, root: str = "fictional") -> list[str]:
         out.append("data.alternates.prompt=null")  # an instruction would fill the tiny model's positions
     if "layer" in recipe.training:
         out.append("training.layer=1")  # the tiny model has two
+    if "num_layers" in recipe.training:
+        out.append("training.num_layers=1")
     for name, specs in recipe.data.streams.items():
         several = len(specs) > 1
         out += [
@@ -55,13 +57,20 @@ def small(recipe: Recipe, model: Path, root: str = "fictional") -> list[str]:
 
 
 def elsewhere(recipe: Recipe) -> list[str]:
-    """Overrides for what only TOFU has: its later rows, and the names of its authors."""
+    """Overrides for what only TOFU has: its later rows, the names of its authors, files with augmentation."""
     out = ["data.annotate.0.names=[Zofia Corvalán]"] if recipe.data.annotate else []
     for name, specs in recipe.data.streams.items():
         places = [f"data.{name}.{i}" if len(specs) > 1 else f"data.{name}" for i in range(len(specs))]
         out += [
             f"{at}.rows={ROWS[one.rows]}" for at, one in zip(places, specs, strict=True) if one.rows in ROWS
         ]
+    for name, specs in recipe.data.streams.items():
+        if specs[0].header is not None:
+            columns = "question: paraphrased_question, answer: paraphrased_answer"
+            columns = columns if name == "paraphrase" else "answer: perturbed_answer"
+            per_row = "" if name == "paraphrase" else ", per_row: 2"
+            own = f"{{name: forget10_perturbed, columns: {{{columns}}}, limit: {FEW}{per_row}}}"
+            out.append(f"data.{name}={own}")
     for name, source in recipe.evaluation.data.items():
         if isinstance(source, dict) and source.get("rows") in ROWS:
             out.append(f"evaluation.data.{name}.rows={ROWS[source['rows']]}")
@@ -132,7 +141,7 @@ def test_trains_two_steps(name: str, tmp_path: Path, model: Path, monkeypatch: p
         "training.save_strategy=no", "training.logging_steps=1",
     ]  # fmt: skip
     folder = commands.run_recipe(name, overrides, "a", stages=("train",))
-    assert list((folder / "model").glob("*model.safetensors"))
+    assert list((folder / "model").rglob("*model.safetensors"))
     log = (folder / "log.jsonl").read_text().splitlines()
     assert sum('"loss"' in line for line in log) == 2
     assert "NaN" not in log[0]
@@ -149,13 +158,19 @@ def test_suites(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in RECIPES if n.startswith("tofu")])
-def test_real_tofu(name: str, tofu_folder: Path) -> None:
+def test_real_tofu(name: str, tofu_folder: Path, tmp_path: Path) -> None:
     """Every split that a TOFU recipe names is in the real files, for training and for evaluation."""
     from unlearnkit.evaluation.runner import load_datasets
-    from unlearnkit.preflight import load_streams
+    from unlearnkit.preflight import load_streams, training_args
 
-    recipe = load_recipe(name, [f"data.root={tofu_folder}"])
-    streams = load_streams(recipe, tuple(recipe.data.streams))
+    augmented = {n: s[0] for n, s in load_recipe(name).data.streams.items() if s[0].header is not None}
+    beside = tofu_folder.parent / "tofu_aug"
+    if augmented and not beside.is_dir():
+        pytest.skip(f"the augmentation files are not in {beside}")
+    places = [f"data.{n}.path={beside / Path(str(one.path)).name}" for n, one in augmented.items()]
+    recipe = load_recipe(name, [f"data.root={tofu_folder}", *places])
+    args = training_args(recipe, str(tmp_path), on_cpu=True)
+    streams = load_streams(recipe, tuple(recipe.data.streams), args=args)
     assert all(len(rows) >= 40 for rows in streams.values())
     suite = suite_of(recipe)
     assert suite is not None

@@ -80,7 +80,7 @@ def annotate(
     if not risk.strip():
         raise UserError("--risk is empty; give a class such as high")
     _refuse_output(output, source, force=force)
-    _annotate_file(source, _columns(columns), specs, output, preview)
+    _annotate_file(source, columns_option(columns), specs, output, preview)
 
 
 def _classifier(path: str | None, label: str | None, thresholds: Sequence[str] | None) -> list[AnnotateSpec]:
@@ -105,8 +105,12 @@ def _classifier(path: str | None, label: str | None, thresholds: Sequence[str] |
     return [AnnotateSpec(classifier=path, label=label, thresholds=found or None)]
 
 
-def _columns(text: str | None) -> dict[str, str] | None:
-    """Raises UserError: something else than a mapping of names."""
+def columns_option(text: str | None) -> dict[str, str] | None:
+    """`--columns` as a mapping.
+
+    Raises:
+        UserError: something else than a mapping of names.
+    """
     if text is None:
         return None
     from unlearnkit.strict import MISFIT, fit

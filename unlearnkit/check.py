@@ -91,13 +91,16 @@ class _Facts:
         recipe, lora = self.recipe, self.recipe.model.lora
         model = recipe.model.path or "made from scratch"
         trained = f"LoRA {lora}" if lora is not None else "all weights"
+        adapts = lookup.method(recipe.method).trainer.adapts_target
         reference = choose(
-            self.args.reference, self.objective.needs, has_fresh_adapter=lora is not None,
+            self.args.reference, self.objective.needs, has_fresh_adapter=lora is not None and adapts,
             retain=self.args.retain,
         )  # fmt: skip
         console.print(f"[bold]{escape(recipe.name)}[/bold] ({escape(str(shown_source(recipe.source)))})")
         console.print(f"method     {recipe.method}: {lookup.summary(recipe.method)}", markup=False)
         console.print(f"model      {model}, {trained}", markup=False)
+        if (small := getattr(self.args, "small", None)) is not None:
+            console.print(f"small      {small}", markup=False)
         if "forget" in recipe.data.streams or self.args.retain != "none":
             console.print(f"retain     {self.args.retain}, weight {self.args.retain_weight:g}")
         console.print(f"reference  {_REFERENCES[reference]}")

@@ -16,7 +16,9 @@ import typer
 
 from unlearnkit import __version__
 from unlearnkit.annotating import annotate
+from unlearnkit.augmenting import augment
 from unlearnkit.errors import DataError, UserError
+from unlearnkit.exporting import export as export_run
 from unlearnkit.options import (
     Forget,
     Launch,
@@ -37,6 +39,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Work with data sets.")
 app.add_typer(data_app, name="data")
 data_app.command("annotate")(annotate)
+data_app.command("augment")(augment)
 
 
 @app.callback()
@@ -151,6 +154,10 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Attack first (`unlearnkit ls attacks`); options as 'relearn: {steps: [5, 10]}'."),
     ] = None,
+    alphas: Annotated[
+        str,
+        typer.Option(help="Of a ULD run or another combined model: further alphas, such as 0.25,0.5,1.0."),
+    ] = "",
     task: Annotated[
         list[str] | None, typer.Option(help="A task of lm-evaluation-harness, for the suite capability.")
     ] = None,
@@ -170,8 +177,8 @@ def evaluate(
         raise UserError(f"--role is {role!r}; it must be unlearned, target or retain")
     evaluate_model(
         EvalRequest(
-            model, suite, split, reference, target, role, data or (), attack or (), task or (), task_path,
-            limit, output, batch_tokens, template,
+            model, suite, split, reference, target, role, data or (), attack or (), alphas, task or (),
+            task_path, limit, output, batch_tokens, template,
         )
     )  # fmt: skip
 
@@ -218,6 +225,9 @@ def report(
 
     written = write_report([str(r) for r in runs], out, target=target, retain=retain)
     typer.echo(f"Wrote {written.html}, {written.markdown} and {written.summary}")
+
+
+app.command("export")(export_run)
 
 
 @app.command()

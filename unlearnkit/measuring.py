@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,16 @@ class Measuring:
         The retain model comes first, since others compare with it; attacks follow each model.
         """
         suite = suite_of(self.recipe)
-        return {} if suite is None else self._all(suite, self.recipe.evaluation.attacks)
+        spec = self.recipe.evaluation
+        return {} if suite is None else self._all(suite, spec.attacks, spec.alphas)
 
     def also(self) -> dict[str, dict[str, Evaluation]]:
-        """Each further suite, without attacks."""
+        """Each further suite, without attacks and at one alpha."""
         return {suite.name: self._all(suite, {}) for suite in also_suites(self.recipe)}
 
-    def _all(self, suite: Suite, attacks: Mapping[str, Any]) -> dict[str, Evaluation]:
+    def _all(
+        self, suite: Suite, attacks: Mapping[str, Any], alphas: Sequence[float] = ()
+    ) -> dict[str, Evaluation]:
         spec, found = self.recipe.evaluation, dict[str, Evaluation]()
         roles: dict[str, tuple[str, str | None]] = {"retain": ("retain model", resolve_path(spec.reference))}
         roles["target"] = ("target model", self.target_path if spec.before else None)
@@ -57,13 +60,15 @@ class Measuring:
         for role, (label, path) in roles.items():
             if path is not None:
                 own = attacks if role in spec.attack_roles else {}
-                found[role] = self._one(suite, role, label, path, found.get("retain"), own)
-                self.asked += found[role].asked + sum(stage.asked for stage in found[role].attacked)
+                several = alphas if role == "unlearned" else ()
+                one = self._one(suite, role, label, path, found.get("retain"), own, several)
+                self.asked += sum(part.asked for part in (one, *one.attacked, *one.others.values()))
+                found[role] = one
         return found
 
     def _one(
         self, suite: Suite, role: str, label: str, model: str, retain: Evaluation | None,
-        attacks: Mapping[str, Any],
+        attacks: Mapping[str, Any], alphas: Sequence[float],
     ) -> Evaluation:  # fmt: skip
         from unlearnkit.models.load import load_tokenizer
 
@@ -86,8 +91,8 @@ class Measuring:
             loading["tokenizer"] = load_tokenizer(own.tokenizer or model, revision=own.revision)
         with _own_turn(role, model, suite):
             return evaluate(
-                model, suite=suite, reference=retain, target=self.target_path, attacks=attacks, role=role,
-                label=label, output=folder, template=self.recipe.data.template,
+                model, suite=suite, reference=retain, target=self.target_path, attacks=attacks,
+                alphas=alphas, role=role, label=label, output=folder, template=self.recipe.data.template,
                 batch_tokens=spec.batch_tokens, max_new_tokens=spec.max_new_tokens, progress=self.progress,
                 **loading,
             )  # fmt: skip

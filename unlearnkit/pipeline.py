@@ -70,6 +70,8 @@ class Pipeline:
         inputs: dict[str, Any] = {f"data.{n}": _content(data, on_disk) for n, data in streams.items()}
         inputs |= answers_identity(self.recipe, args)
         inputs["model"] = model_identity(self.model_path)
+        if (small := getattr(args, "small", None)) is not None:
+            inputs["small"] = model_identity(resolve_path(small))
         manifest = claim(self.run, self.recipe, inputs) if _is_main() else (self.run.read_manifest() or {})
         if manifest.get("status") in ("trained", "complete") and self.run.model.is_dir():
             self.say(f"{self.recipe.name}: already trained, using {self.run.model}")

@@ -137,6 +137,7 @@ def objective_of(recipe: Recipe, args: Any) -> Any:
     # A method that speaks of layers by their number says which of them there must be.
     if callable(choose := getattr(trainer, "choose_layers", None)) and (count := _num_layers(recipe)):
         choose(count)
+    _refuse_small(recipe, args)
     return objective
 
 
@@ -149,17 +150,38 @@ def _num_layers(recipe: Recipe) -> int | None:
 
 def model_config(recipe: Recipe) -> Any:
     """What is known of the model that is made, or lies in a folder; None where that is not known yet."""
-    if recipe.model.create is not None:
-        return recipe.model.create
+    return recipe.model.create if recipe.model.create is not None else config_at(recipe.model.path)
+
+
+def config_at(path: str | None) -> Any:
+    """What is known of the model in a folder; None where that is not known yet."""
     from transformers import AutoConfig
 
     try:
-        path = Path(resolve_path(recipe.model.path) or "").expanduser()
-        if not (path / "config.json").is_file():
+        folder = Path(resolve_path(path) or "").expanduser()
+        if not (folder / "config.json").is_file():
             return None
-        return AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     except (UserError, ValueError, OSError):
         return None  # the model of a run that is still to be made, or one that loading will refuse
+
+
+def _refuse_small(recipe: Recipe, args: Any) -> None:
+    """A small model whose logits are added to the target model's must have the same tokens.
+
+    Raises:
+        ModelError: it does not exist, or has another number of them.
+    """
+    small = getattr(args, "small", None)
+    refuse_missing_model(small)
+    if small is None or recipe.model.create is not None:
+        return
+    sizes = [getattr(config_at(path), "vocab_size", None) for path in (recipe.model.path, small)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ModelError(
+            f"{shown_source(recipe.source)}: training.small has {sizes[1]} tokens and the target model "
+            f"{sizes[0]}; take models of one family, with one tokenizer"
+        )
 
 
 def streams_read(recipe: Recipe, args: Any) -> tuple[str, ...]:

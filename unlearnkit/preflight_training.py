@@ -30,7 +30,7 @@ def refuse_unfit(recipe: Recipe, args: Any, streams: Mapping[str, Any]) -> None:
 
     trainer = bare_trainer(recipe, args)
     objective = trainer.build_objective()
-    fresh = recipe.model.lora is not None
+    fresh = recipe.model.lora is not None and trainer.adapts_target
     reference = choose(args.reference, objective.needs, has_fresh_adapter=fresh, retain=args.retain)
     refuse_documents(args, objective, streams, reference)
     later = ALTERNATES if recipe.data.alternates is not None else None

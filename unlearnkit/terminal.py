@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 console = Console(soft_wrap=True, highlight=False)
-#: What a table of attacks shows, as far as the suite has it.
-_UNDER_ATTACK = ("forget_quality", "forget_rouge", "forget_probability", "model_utility", "retain_rouge")
+#: What a table of attacks or alphas shows, as far as the suite has it.
+_SHORT = ("forget_quality", "forget_rouge", "forget_probability", "model_utility", "retain_rouge")
 
 
 def say(text: str) -> None:
@@ -56,20 +56,39 @@ def print_attacks(found: Mapping[str, Any]) -> None:
     if not attacked or os.environ.get("RANK", "0") != "0":
         return
     first = next(iter(attacked.values()))
-    names = [name for name in _UNDER_ATTACK if name in first.metrics]
+    headings = ["under attack", "model"][: 1 + (len(attacked) > 1)]
+    stages = [("no attack", ""), *(one.stage for one in first.attacked)]
+    rows = [
+        ((" ".join(stage).strip(), label)[: len(headings)], one if stage[1] == "" else one.under(stage))
+        for stage in stages
+        for label, one in attacked.items()
+    ]
+    _print_rows(headings, rows, first)
+
+
+def print_alphas(found: Any) -> None:
+    """A row per alpha of an `Evaluation`; nothing where it was evaluated with a single one."""
+    if not found.alphas or os.environ.get("RANK", "0") != "0":
+        return
+    own = found.summary["serving"]["alpha"]
+    rows = [
+        ((f"{alpha:g}{' (served)' if alpha == own else ''}",), one) for alpha, one in found.alphas.items()
+    ]
+    _print_rows(["alpha"], rows, found)
+
+
+def _print_rows(headings: Sequence[str], rows: Sequence[tuple[Sequence[str], Any]], first: Any) -> None:
+    """A table of a few metrics that `first` has; a row for each evaluation (None: it is absent)."""
+    names = [name for name in _SHORT if name in first.metrics] or list(first.metrics)[: len(_SHORT)]
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    headings = ("under attack", "model") if len(attacked) > 1 else ("under attack",)
     for heading in headings:
         table.add_column(heading, no_wrap=True)
     for name in names:
         table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
-    stages = [("no attack", ""), *(one.stage for one in first.attacked)]
-    for stage in stages:
-        for label, one in attacked.items():
-            at = one if stage[1] == "" else one.under(stage)
-            cells = [at.metrics[name] if at is not None else None for name in names]
-            shown = ("" if c is None else _number(c.value) if c.measured else "–" for c in cells)
-            table.add_row(" ".join(stage).strip(), *[escape(label)][: len(headings) - 1], *shown)
+    for begins, one in rows:
+        cells = [None if one is None else one.metrics[name] for name in names]
+        shown = ("" if c is None else _number(c.value) if c.measured else "–" for c in cells)
+        table.add_row(*map(escape, begins), *shown)
     wide = Console(soft_wrap=True, highlight=False, width=max(console.width, 120))  # no number is cut
     wide.print()
     wide.print(table)

@@ -6,10 +6,13 @@ import datasets
 import pytest
 
 from unlearnkit.data.columns import canonical
-from unlearnkit.data.overlap import overlapping_rows, refuse_overlap
+from unlearnkit.data.overlap import overlapping_rows, refuse_contradictions, refuse_overlap
 from unlearnkit.data.streams import load_stream
 from unlearnkit.errors import DataError
-from unlearnkit.recipe import StreamSpec
+from unlearnkit.preflight import load_streams
+from unlearnkit.recipe import DataSpec, ModelSpec, Recipe, StreamSpec
+from unlearnkit.training.config import UnlearnConfig
+from unlearnkit.training.prepare import chosen_streams
 
 
 def table(*rows):
@@ -81,3 +84,73 @@ def test_the_benchmarks_splits_do_not_overlap():
 
     refuse_overlap(split("forget10"), split("retain90"))
     assert len(overlapping_rows(split("forget10"), split("full"))) == len(split("forget10"))
+
+
+# Streams that are forgotten as well, and streams of wrong answers
+
+
+class _Opposite(UnlearnConfig):
+    """Settings of a method that forgets two streams and is told wrong answers in a third."""
+
+    forgotten_streams = ("forget", "paraphrase")
+    wrong_answer_streams = ("perturbed",)
+
+
+STREAMS = {
+    "forget": table(pair("Who is Ana?", "A poet."), pair("Who is Bo?", "A baker.")),
+    "paraphrase": table(pair("Who then is Ana?", "Poet."), pair("Who is Bo?", "A baker by trade.")),
+    "perturbed": table(pair("who is ANA?", "A nurse."), pair("Who then is Ana?", "A cook.")),
+    "retain": table(pair("Who is Di?", "A poet.")),
+}
+ROLES = (_Opposite.forgotten_streams, _Opposite.wrong_answer_streams)
+
+
+def test_augmentation_may_ask_what_the_forget_set_asks():
+    refuse_contradictions(STREAMS, *ROLES)
+    for name in ("paraphrase", "perturbed"):  # to every other method these are rows to keep
+        with pytest.raises(DataError, match=rf"are in the forget set and in the {name} set"):
+            refuse_contradictions({"forget": STREAMS["forget"], name: STREAMS[name]})
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("retain", pair("Who then is ana?", "x"), r"^1 example\(s\) are in the paraphrase set and in the "
+         r"retain set \(paraphrase row 0 = retain row 0, counted from 0\); remove"),
+        ("retain", pair("Who is Ana?", "x"), r"are in the forget set and in the retain set \(forget row 0"),
+        ("perturbed", pair("WHO is Ana?", " a  Poet."), r"^1 example\(s\) of the perturbed set, which holds "
+         r"wrong answers, answer what the forget set answers \(forget row 0 = perturbed row 0, counted from "
+         r"0\); remove them, or set data\.allow_overlap: true$"),
+        ("perturbed", pair("Who then is Ana?", "Poet."), r"the paraphrase set answers \(paraphrase row 0"),
+        ("perturbed", {"messages": [{"role": "user", "content": "Who is Ana?"},
+         {"role": "assistant", "content": "A poet."}]}, r"what the forget set answers"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_them_is_named(name, row, message):
+    with pytest.raises(DataError, match=message):
+        refuse_contradictions(STREAMS | {name: table(row)}, *ROLES)
+
+
+def test_texts_have_no_answers_that_could_differ():
+    texts = {"forget": table({"text": "Ana wrote."}), "perturbed": table({"text": "ana  wrote."})}
+    with pytest.raises(DataError, match="are in the forget set and in the perturbed set"):
+        refuse_contradictions(texts, *ROLES)
+
+
+def test_the_method_says_which_streams_these_are(tmp_path):
+    """Before a model is loaded and where a trainer is made alike."""
+    args = _Opposite(output_dir=str(tmp_path))
+    assert set(chosen_streams(STREAMS, tuple(STREAMS), args)) == set(STREAMS)
+    specs = {}
+    for name, rows in STREAMS.items():
+        rows.to_json(tmp_path / f"{name}.jsonl")
+        specs[name] = [StreamSpec(str(tmp_path / f"{name}.jsonl"))]
+    recipe = Recipe("npo", ModelSpec("m"), DataSpec(specs), "r")
+    assert set(load_streams(recipe, tuple(STREAMS), args=args)) == set(STREAMS)
+    plain = UnlearnConfig(output_dir=str(tmp_path))
+    for check in (
+        lambda: chosen_streams(STREAMS, tuple(STREAMS), plain),
+        lambda: load_streams(recipe, tuple(STREAMS), args=plain),
+    ):
+        with pytest.raises(DataError, match="in the forget set and in the paraphrase set"):
+            check()

@@ -22,12 +22,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers_pairs import make_pair
 
 from unlearnkit.errors import DataError, ModelError, RecipeError, UnreachableError, UserError
 from unlearnkit.evaluation import capability, harness, lm_tasks
 from unlearnkit.evaluation.capability import TaskSpec, check, metrics_for, require, run_tasks
 from unlearnkit.evaluation.metrics import KINDS, task_score
 from unlearnkit.evaluation.records import new_records
+from unlearnkit.evaluation.serving import served_at
 from unlearnkit.strict import Reader
 from unlearnkit.yamlfile import read_document
 
@@ -134,6 +136,23 @@ def test_numbers_and_prompts_are_those_of_lm_eval(options, tmp_path, tiny_model,
     if not options:
         assert task_score(frame, dataset="tiny_words", field="exact_match,whole").value == pytest.approx(0.4)
         assert 0 < task_score(frame, dataset="tiny").value < 1
+
+
+def test_a_combined_model_is_asked_like_any_other(tiny_model, tiny_tokenizer):
+    model, values = make_pair(tiny_model()), {}
+    spec = spec_of("tiny_texts", "tiny_words", limit=3)
+    for alpha in (0.75, 1.5):
+        with served_at(model, alpha):
+            frame = new_records(run_tasks(model, tiny_tokenizer, spec, progress=False))
+            theirs = own_numbers(model, tiny_tokenizer, spec)["results"]["tiny_texts"]["byte_perplexity,none"]
+            values[alpha] = task_score(frame, dataset="tiny_texts", field="byte_perplexity").value
+            assert values[alpha] == pytest.approx(theirs, rel=1e-5)
+            first = frame[frame["dataset"] == "tiny_words"].iloc[0]
+            ids = tiny_tokenizer(first["prompt"], return_tensors="pt")
+            said = model.generate(**ids, max_new_tokens=40, do_sample=False)[0, ids["input_ids"].shape[1] :]
+            assert tiny_tokenizer.decode(said, skip_special_tokens=True).startswith(first["text"])
+            assert first["text"]
+    assert values[0.75] != pytest.approx(values[1.5], rel=1e-3)
 
 
 def test_a_record_tells_what_was_asked_and_answered(ask):

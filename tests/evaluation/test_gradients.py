@@ -8,6 +8,7 @@ import math
 import datasets
 import pytest
 import torch
+from helpers_pairs import make_pair
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from unlearnkit.data.columns import canonical
@@ -15,6 +16,7 @@ from unlearnkit.data.formats import Template
 from unlearnkit.errors import ModelError
 from unlearnkit.evaluation.gradients import base_parameters, gradient_norms
 from unlearnkit.evaluation.questions import Question, likelihood_questions
+from unlearnkit.evaluation.serving import served_at
 
 BOTH = ("global_norm", "mean_norm")
 
@@ -252,3 +254,16 @@ def test_packed_weights_do_not_count(tiny_model, questions):
     assert names_of(model, base_parameters(model)) == names
     for one in norms(model, questions, which=BOTH):
         assert all(math.isfinite(value) and value > 0 for value in one.values())
+
+
+def test_all_networks_of_a_combined_model_count(tiny_model, questions):
+    """What two networks share has a gradient in each of them, whether or not it lies in one place."""
+    model = make_pair(tiny_model())
+    expected = [plain(model, one) for one in questions]
+    found = norms(model, questions, which=BOTH)
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    with served_at(model, 1.5):
+        further = norms(model, questions)
+    for one, other in zip(found, further, strict=True):
+        assert one["global_norm"] != pytest.approx(other["global_norm"], rel=1e-3)

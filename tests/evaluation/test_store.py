@@ -10,7 +10,7 @@ import pytest
 
 from unlearnkit.errors import UserError
 from unlearnkit.evaluation import store as store_module
-from unlearnkit.evaluation.store import ResultStore
+from unlearnkit.evaluation.store import JointStore, ResultStore, Stores
 
 
 def numbers(*logps):
@@ -121,3 +121,27 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     store.add([("a", numbers(-1.0))])
     with pytest.raises(UserError, match="cannot write"):
         store.flush()
+
+
+def test_a_store_is_opened_once_for_a_key():
+    stores = Stores(enabled=False)
+    stores("model", "probe").add([("a", numbers(-1.0))])
+    assert "a" in stores("model", "probe")
+    assert "a" not in stores("model", "other")
+    assert "a" not in Stores(enabled=False)("model", "probe"), "nothing is on the disk"
+
+
+def test_joint_stores_get_a_result_each_and_keep_what_they_know():
+    one, two = ResultStore("one"), ResultStore("two")
+    one.add([("a", numbers(-1.0))])
+    joint = JointStore([one, two])
+    assert "a" not in joint, "one of them lacks it"
+    joint.add([("a", [numbers(-5.0), numbers(-2.0)]), ("b", [numbers(-3.0), numbers(-4.0)])])
+    joint.remember([("c", [numbers(), numbers(-6.0)])])
+    joint.flush()
+    assert all(name in joint for name in "abc")
+    assert (one["a"], one["b"], one["c"]) == (numbers(-1.0), numbers(-3.0), numbers())
+    assert (two["a"], two["b"], two["c"]) == (numbers(-2.0), numbers(-4.0), numbers(-6.0))
+    again = ResultStore("two")
+    assert (again["a"], again["b"]) == (two["a"], two["b"])
+    assert "c" not in again, "another process has written it"

@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 from fabricated_attacks import add_everything
+from fabricated_pairs import make_pair
 from fabricated_runs import SHAPES, Shape, make_run
 
 
@@ -35,6 +36,12 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with attacks, membership tests, samples, a second suite and a trajectory; not to be "
     "changed."""
     return add_everything(make_run(tmp_path_factory.mktemp("runs") / "npo_full", name="npo_full"))
+
+
+@pytest.fixture(scope="session")
+def pair_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ULD: a pair that forgot, measured with three alphas; not to be changed."""
+    return make_pair(tmp_path_factory.mktemp("runs") / "uld")
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,8 @@ def decode(
     """
     device = next(model.parameters()).device
     batch = left_padded(prompts, pad_id, device)
-    out = model(**batch, **understood(model.forward, {"use_cache": True, "logits_to_keep": 1}))
+    own = getattr(model, "decoding_options", {})  # of networks that are combined
+    out = model(**batch, **understood(model.forward, {"use_cache": True, "logits_to_keep": 1}), **own)
     cache: Any = getattr(out, "past_key_values", None)
     if not is_plain_cache(cache):
         return None
@@ -171,7 +172,7 @@ def decode(
         last_B = last_B + 1
         out = model(
             input_ids=chosen_B[:, None], attention_mask=mask_BT, position_ids=last_B[:, None],
-            past_key_values=cache, use_cache=True,
+            past_key_values=cache, use_cache=True, **own,
         )  # fmt: skip
         logits_BV = out.logits[:, -1].float()
     return new

@@ -36,7 +36,7 @@ from unlearnkit.evaluation.records import (
     new_records,
 )
 from unlearnkit.evaluation.share import ask_missing
-from unlearnkit.evaluation.store import ResultStore
+from unlearnkit.evaluation.store import JointStore, ResultStore, Stores
 from unlearnkit.evaluation.suite import Ask, Suite
 from unlearnkit.evaluation.terms import all_terms, term_records
 from unlearnkit.files import fingerprint
@@ -58,17 +58,23 @@ class Examination:
         model_name: the model's fingerprint, which names its answers on disk.
         judge: the target model and its fingerprint, for the suite's `judged_likelihood`; made when needed.
         label: for progress bars.
+        stores: shared with other examinations, which then know what this one has found.
+        others: of a combined model: further weights of its networks, by the fingerprint that it has with
+            them; likelihoods are found for them as well, from the same forward passes.
     """
 
     def __init__(
         self, subject: Subject, suite: Suite, model_name: str, budget: Budget, *, label: str = "",
         judge: Callable[[], tuple[Any, str]] | None = None,
-        plain_rows: Mapping[str, Sequence[Any]] | None = None,
+        plain_rows: Mapping[str, Sequence[Any]] | None = None, stores: Stores | None = None,
+        others: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:  # fmt: skip
         self.subject, self.suite, self.budget, self.label = subject, suite, budget, label
         self.model_name, self.judge = model_name, judge
         self.plain_rows = subject.rows if plain_rows is None else plain_rows
         self.cache = budget.cache and is_named_by_weights(subject.model)
+        self.stores = Stores(enabled=self.cache) if stores is None else stores
+        self.others = dict(others or {})
         self.cost = Cost()
         tokenizer = subject.tokenizer
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -105,20 +111,39 @@ class Examination:
                 ask.dataset, rows, self.subject.tokenizer, self.subject.template, terms=terms
             )
         )
+        if self.others:
+            self._score_all(questions)
         results = self._score(questions, self.subject.model, self.model_name, "scoring answers")
         return (q.scored(results[q.pair], self.stop) for q in questions)
 
     def _score(self, questions: Sequence[Question], model: Any, name: str, title: str) -> ResultStore:
-        store = ResultStore(name, ANSWER_LIKELIHOOD, enabled=self.cache)
+        store = self.stores(name, ANSWER_LIKELIHOOD)
         asked = self._collect(
             store, {q.pair: q for q in questions}, title,
             lambda mine, done: probes.score_answers(
                 model, mine, pad_id=self.pad_id, batch_tokens=self.budget.batch_tokens, done=done
             ),
         )  # fmt: skip
+        self._scored(asked)
+        return store
+
+    def _score_all(self, questions: Sequence[Question]) -> None:
+        """Likelihoods at the model's own weights and at all others, from one pass of each network."""
+        names = [self.model_name, *self.others]
+        weights = [self.subject.model.config.weights, *self.others.values()]
+        asked = self._collect(
+            JointStore([self.stores(name, ANSWER_LIKELIHOOD) for name in names]),
+            {q.pair: q for q in questions}, f"scoring answers at {len(names)} alphas",
+            lambda mine, done: probes.score_at(
+                self.subject.model, weights, mine, pad_id=self.pad_id,
+                batch_tokens=self.budget.batch_tokens, done=done,
+            ),
+        )  # fmt: skip
+        self._scored(asked)
+
+    def _scored(self, asked: Sequence[Question]) -> None:
         self.cost.scored_pairs += len(asked)
         self.cost.tokens += sum(len(q.prompt_ids) + len(q.answer_ids) for q in asked)
-        return store
 
     # ---- Generations ---------------------------------------------------------------------------------------
 
@@ -186,10 +211,9 @@ class Examination:
     ) -> ResultStore:
         subject = self.subject
         drawn = [] if sampling is None else [vars(sampling)]
-        store = ResultStore(
+        store = self.stores(
             self.model_name, GENERATE_ANSWER, max_new_tokens, self.stop,
             probes.generation_settings(subject.model), fingerprint(subject.tokenizer.get_vocab()), *drawn,
-            enabled=self.cache,
         )  # fmt: skip
         asked = self._collect(
             store, {q.prompt_name if sampling is None else q.sample_name: q for q in questions},
@@ -269,7 +293,7 @@ class Examination:
         metrics = self.suite.metrics.values()
         if any(s.options.get("attack") == GRADIENT_NORM and s.options.get("compat") for s in metrics):
             fields.append(MEAN_NORM)
-        store = ResultStore(self.model_name, GRADIENT_NORM, self.stop, fields, enabled=self.cache)
+        store = self.stores(self.model_name, GRADIENT_NORM, self.stop, fields)
         asked = self._collect(
             store, {q.pair: q for q in questions}, "gradients",
             lambda mine, done: gradient_norms(
@@ -330,7 +354,7 @@ class Examination:
         return self.budget.max_new_tokens or ask.max_new_tokens or self.suite.probes.max_new_tokens
 
     def _collect(
-        self, store: ResultStore, asked: Mapping[str, Question], title: str,
+        self, store: ResultStore | JointStore, asked: Mapping[str, Question], title: str,
         probe: Callable[[list[Question], Callable[[int], Any]], Any],
     ) -> list[Question]:  # fmt: skip
         title = f"{self.label}: {title}" if self.label else title

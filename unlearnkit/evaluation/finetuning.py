@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from unlearnkit.errors import ModelError
+from unlearnkit.evaluation.serving import is_combined
 
 
 @contextlib.contextmanager
@@ -50,6 +51,33 @@ def restored(model: Any, trained: Sequence[Any]) -> Iterator[None]:
             parameter.requires_grad_(flag)
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def separated(model: Any) -> Iterator[None]:
+    """Parameters that the networks of a combined model share are copied for a while, so that each network is
+    trained by itself; on leaving they are shared as before. Any other model stays as it is."""
+    import torch
+
+    known: dict[int, Any] = {}
+    copies: dict[Any, Any] = {}
+    own: list[tuple[Any, str, Any]] = []
+    for module in model.networks.modules() if is_combined(model) else ():
+        for name, parameter in module._parameters.items():
+            if type(parameter) is not torch.nn.Parameter:  # none, or quantised, and so never trained
+                continue
+            if known.setdefault(parameter.data_ptr(), parameter) is parameter:
+                continue
+            own.append((module, name, parameter))
+            if parameter not in copies:
+                copies[parameter] = torch.nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+    try:
+        for module, name, parameter in own:
+            module._parameters[name] = copies[parameter]
+        yield
+    finally:
+        for module, name, parameter in own:
+            module._parameters[name] = parameter
 
 
 class Finetuning:

@@ -17,6 +17,7 @@ from unlearnkit.evaluation.questions import Question
 from unlearnkit.evaluation.records import EvalRun
 from unlearnkit.evaluation.requirements import further_set
 from unlearnkit.evaluation.results import Evaluation, compute_metrics, described, note_differences
+from unlearnkit.evaluation.serving import serving
 from unlearnkit.evaluation.suite import Suite
 from unlearnkit.files import fingerprint
 
@@ -44,10 +45,12 @@ class Inquiry:
             self.budget.max_new_tokens, judge,
         )  # fmt: skip
 
-    def examination(self, subject: Subject, model_name: str, *, plain: Subject | None = None) -> Examination:
-        """A subject under the suite; `plain` is the one before an attack.
+    def examination(
+        self, subject: Subject, model_name: str, *, plain: Subject | None = None, **shared: Any
+    ) -> Examination:
+        """A subject under the suite; `plain` is the one before an attack, or at the alpha of its own.
 
-        A model that is under attack itself judges nothing.
+        A model that is under attack itself judges nothing. `shared` is for the `Examination`.
         """
         label = f"{self.label}, {subject.variant}" if subject.variant else self.label
         judge = self.judge
@@ -55,7 +58,7 @@ class Inquiry:
             judge = None
         return Examination(
             subject, self.suite, model_name, self.budget, label=label, judge=judge,
-            plain_rows=(plain or subject).rows,
+            plain_rows=(plain or subject).rows, **shared,
         )  # fmt: skip
 
     def result(
@@ -81,6 +84,8 @@ class Inquiry:
             "cost": {**cost.as_json(), "seconds": round(time.perf_counter() - started, 3)},
             "versions": versions(),
         }  # fmt: skip
+        if (served := serving(examination.subject.model)) is not None:
+            meta["serving"] = served
         if attack is not None:
             meta["attack"] = dict(attack)
         if other is not None:

@@ -27,6 +27,10 @@ from unlearnkit.files import read_json
 ATTACKS = "attacks"
 #: Written last into the folder of an attack: what was attacked, how, and the folders of its stages.
 STAGES = "stages.json"
+#: A combined model at other alphas lies below that folder of its evaluation.
+ALPHAS = "alphas"
+#: Written last into it: whose alphas, and which, the model's own one among them.
+ALPHAS_FILE = "alphas.json"
 
 
 @dataclass
@@ -34,13 +38,15 @@ class Evaluation:
     """An evaluated model: records, metrics and the summary that is written beside them.
 
     `asked` counts the pairs and prompts that the model was run on; what was known already is not asked.
-    `attacked` are the evaluations of the same model under attack, a stage each.
+    `attacked` are the evaluations of the same model under attack, a stage each; `others` those of a combined
+    model at other alphas than its own.
     """
 
     run: EvalRun
     metrics: dict[str, MetricResult]
     asked: int = 0
     attacked: list[Evaluation] = field(default_factory=list)
+    others: dict[float, Evaluation] = field(default_factory=dict)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -50,6 +56,14 @@ class Evaluation:
     def __getitem__(self, name: str) -> float:
         """A metric's value; NaN where it could not be measured."""
         return self.metrics[name].value
+
+    @property
+    def alphas(self) -> dict[float, Evaluation]:
+        """A combined model's evaluations by alpha, smallest first, this one among them; empty if there is no
+        other."""
+        if not self.others:
+            return {}
+        return dict(sorted({self.summary["serving"]["alpha"]: self, **self.others}.items()))
 
     @property
     def stage(self) -> tuple[str, str] | None:
@@ -111,6 +125,9 @@ def read_evaluation(folder: str | Path, suite: Suite, **entries: Any) -> Evaluat
     )
     for stage in stage_folders(folder, found.summary.get("fingerprint")):
         found.attacked.append(read_evaluation(stage, suite, **entries))
+    for alpha, where in alpha_folders(folder, found.summary.get("fingerprint")).items():
+        if where != Path(folder):
+            found.others[alpha] = read_evaluation(where, suite, **entries)
     return found
 
 
@@ -125,6 +142,26 @@ def stage_folders(folder: str | Path, of: Any) -> list[Path]:
         if isinstance(written, dict) and written.get("of") == of:
             found += [listed.parent / name for name in written.get("stages", ())]
     return found
+
+
+def alpha_folder(folder: str | Path, alpha: float) -> Path:
+    """Where a combined model's evaluation at another alpha than its own lies."""
+    return Path(folder) / ALPHAS / str(float(alpha))
+
+
+def alpha_folders(folder: str | Path, of: Any) -> dict[float, Path]:
+    """The folders of a finished sweep over alphas of the model, data and template that `of` names, by alpha.
+
+    The model's own alpha has `folder` itself. Empty where there was no sweep; what an earlier evaluation in
+    the same folder left behind does not belong to this one.
+    """
+    listed = Path(folder) / ALPHAS / ALPHAS_FILE
+    written = read_json(listed) if listed.is_file() else None
+    if not isinstance(written, dict) or written.get("of") != of:
+        return {}
+    places = {float(alpha): alpha_folder(folder, alpha) for alpha in written.get("alphas", ())}
+    own = written.get("own")
+    return {alpha: Path(folder) if alpha == own else place for alpha, place in places.items()}
 
 
 def save_evaluation(result: Evaluation, folder: str | Path) -> None:

@@ -22,6 +22,7 @@ from unlearnkit.evaluation.results import (
     refuse_other_data,
     save_evaluation,
 )
+from unlearnkit.evaluation.serving import check_alphas, refuse_without_alpha
 from unlearnkit.evaluation.share import is_main
 from unlearnkit.evaluation.suite import Suite, load_suite
 from unlearnkit.recipe import TemplateSpec
@@ -36,6 +37,7 @@ def evaluate(
     *,
     target: Any = None,
     attacks: Sequence[str | Attack] | Mapping[str, Mapping[str, Any]] = (),
+    alphas: Sequence[float] = (),
     template: TemplateSpec | None = None,
     output: str | Path | Callable[[Evaluation], Path] | None = None,
     batch_tokens: int = 16384,
@@ -63,9 +65,11 @@ def evaluate(
         target: the model before unlearning (object, folder or hub id), which judges how likely the answers
             are where the suite asks for that.
         attacks: names of attacks (`unlearnkit ls attacks`), attacks, or a mapping from names to options.
+        alphas: of a combined model (ULD's pair): evaluate it with these alphas besides its own, each a whole
+            evaluation in `.alphas`; all likelihoods come from one pass of each network.
         template: how prompts are written; must be the one used in training.
         output: a folder for `records.parquet` and `summary.json`, or what names it when they are known;
-            attacked ones lie in `attacks/` below it.
+            attacked ones lie in `attacks/` below it, other alphas in `alphas/`.
         batch_tokens: padded tokens at most in one forward pass; results do not depend on it.
         max_new_tokens: bound of a generation, instead of the suite's.
         role, label: what the model is in a report ("target", "retain" or "unlearned") and what it is called.
@@ -79,6 +83,7 @@ def evaluate(
     """
     from unlearnkit.data.encoding import encode
     from unlearnkit.data.formats import Template
+    from unlearnkit.evaluation.alphas import Alphas, at_alphas
     from unlearnkit.evaluation.attacked import make_attacks, under_attack
     from unlearnkit.models.load import (
         keep_packed_weights,
@@ -97,7 +102,9 @@ def evaluate(
     suite = suite if isinstance(suite, Suite) else load_suite(suite, data)
     if suite.lm_eval is not None:
         capability.check(suite.lm_eval)
-    made = make_attacks(attacks)
+    made, asked_alphas = make_attacks(attacks), check_alphas(alphas)
+    if asked_alphas:
+        refuse_without_alpha(model)
     rows, absent = load_rows(suite)
     check_inputs(suite, rows, has_retain=reference is not None)
     if is_evaluation(reference):  # read at once, so that a broken one is refused before any model runs
@@ -117,6 +124,8 @@ def evaluate(
     budget = Budget(batch_tokens, max_new_tokens, cache, progress)
     if isinstance(model, str | Path):
         model = to_device(load_model(str(model), **(load_options or {})))
+        if asked_alphas:
+            refuse_without_alpha(model)
     judge = Judge(target, role, model, target_options) if JUDGED_LIKELIHOOD in suite.probes.asks else None
     inquiry = Inquiry(suite, budget, role, label or role, absent, judge)
     subject = Subject(keep_packed_weights(model), tokenizer, written, rows)
@@ -124,14 +133,17 @@ def evaluate(
         if callable(refuse := getattr(one, "refuse", None)):
             refuse(subject)
     name = model_fingerprint(model)
+    sweep = Alphas.of(model, asked_alphas, cache=cache) if asked_alphas else None
     with own_precision(model):
-        examination = inquiry.examination(subject, name)
+        examination = inquiry.examination(subject, name, **(sweep.shared(model) if sweep else {}))
         records = examination.records()
     other = _reference(reference, suite, tokenizer, template, budget)
     result = inquiry.result(records, examination, written, other, started, name)
     folder = output(result) if callable(output) else None if output is None else Path(output)
     if folder is not None and is_main():
         save_evaluation(result, folder)
+    if sweep is not None:
+        result.others = at_alphas(inquiry, subject, sweep, result, other, folder)
     if made:
         result.attacked = under_attack(inquiry, subject, made, result, other, folder)
     return result

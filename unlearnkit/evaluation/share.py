@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unlearnkit.evaluation.questions import Question
-    from unlearnkit.evaluation.store import ResultStore
+    from unlearnkit.evaluation.store import JointStore, ResultStore
 
 
 def processes() -> tuple[int, int]:
@@ -24,7 +24,7 @@ def is_main() -> bool:
 
 
 def ask_missing(
-    store: ResultStore, asked: Mapping[str, Question], title: str, progress: bool,
+    store: ResultStore | JointStore, asked: Mapping[str, Question], title: str, progress: bool,
     probe: Callable[[list[Question], Callable[[int], Any]], Any],
 ) -> list[Question]:  # fmt: skip
     """Ask for what the store lacks, each process its share; return what was asked.

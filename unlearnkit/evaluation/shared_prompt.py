@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unlearnkit.data.formats import IGNORE
 from unlearnkit.evaluation.decode import is_plain_cache, left_padded
+from unlearnkit.evaluation.reading import Reading
 from unlearnkit.training import logprobs
 
 #: The share of all tokens that must be spared for the prompts to be worth a forward pass of their own.
@@ -33,39 +34,39 @@ class EncodedPrompts:
     """Prompts after one forward pass: their last logits, and a cache from which answers take theirs.
 
     Args:
-        model: a causal language model in eval mode.
+        reading: a causal language model in eval mode, as it is to be read.
         prompts: distinct prompts, at least one token each.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], *, pad_id: int) -> None:
-        self.model, self.pad_id = model, pad_id
-        self._device = next(model.parameters()).device
+    def __init__(self, reading: Reading, prompts: Sequence[Sequence[int]], *, pad_id: int) -> None:
+        self.reading, self.pad_id = reading, pad_id
+        self._device = next(reading.model.parameters()).device
         batch = left_padded(prompts, pad_id, self._device)
-        options = logprobs.understood(model.forward, {"use_cache": True, "logits_to_keep": 1})
-        out = model(**batch, **options)
-        self._cache: Any = getattr(out, "past_key_values", None)
+        self._last_logits, self._cache = reading.prompts(batch)
         self._mask = batch["attention_mask"]
-        self._last_logits = out.logits[:, -1]
 
     @property
     def usable(self) -> bool:
         """Whether the model's cache lets rows be picked out."""
         return is_plain_cache(self._cache)
 
-    def score(self, places: Sequence[int], answers: Sequence[Sequence[int]]) -> logprobs.ScoredTokens:
+    def score(self, places: Sequence[int], answers: Sequence[Sequence[int]]) -> list[logprobs.ScoredTokens]:
         """Token statistics of each answer after the prompt at its place, answers one after another.
 
         Args:
             places: for each answer, which prompt it follows.
             answers: token ids, at least one each.
+
+        Returns:
+            As many as the reading has results.
         """
         device = self._device
         place_B = torch.tensor(places, device=device)
         first_B = torch.tensor([answer[0] for answer in answers], device=device)
-        first = logprobs.token_statistics(self._last_logits[place_B], first_B)
+        firsts = self.reading.statistics([logits[place_B] for logits in self._last_logits], first_B)
         length = max(len(answer) for answer in answers)
         if length == 1:
-            return first
+            return firsts
         ids_BT = torch.full((len(answers), length), self.pad_id, dtype=torch.long)
         labels_BT = torch.full((len(answers), length), IGNORE, dtype=torch.long)
         for row, answer in enumerate(answers):
@@ -80,10 +81,12 @@ class EncodedPrompts:
             "position_ids": prompt_mask.sum(1, keepdim=True) + torch.arange(length, device=device),
         }
         # The last column predicts nothing, but the model is called with it: positions must match the cache.
-        out = logprobs.target_logits(self.model, batch, past_key_values=self._rows(place_B))
-        rest = logprobs.token_statistics(out.logits_NV, out.targets_N)
+        rests = self.reading.statistics(*self.reading.answers(batch, past_key_values=self._rows(place_B)))
         counts = [len(answer) - 1 for answer in answers]
-        return logprobs.ScoredTokens(*(_interleave(a, b, counts) for a, b in zip(first, rest, strict=True)))
+        return [
+            logprobs.ScoredTokens(*(_interleave(a, b, counts) for a, b in zip(first, rest, strict=True)))
+            for first, rest in zip(firsts, rests, strict=True)
+        ]
 
     def _rows(self, place_B: Tensor) -> Any:
         """A cache of its own for a batch of answers."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,58 @@ class ResultStore:
         with atomic_path(self.folder / f"{uuid.uuid4().hex}.parquet") as temporary:
             pq.write_table(_narrow(table), temporary, compression="zstd")
         self._new = []
+
+
+class Stores:
+    """Stores by their keys, each opened once: examinations that share them know what the others found.
+
+    Args:
+        enabled: False keeps results in memory only.
+    """
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self._opened: dict[str, ResultStore] = {}
+
+    def __call__(self, *key: Any) -> ResultStore:
+        return self._opened.setdefault(fingerprint(*key), ResultStore(*key, enabled=self.enabled))
+
+
+class JointStore:
+    """Stores that are filled together: a result is a list with one for each of them.
+
+    What a store knows already stays as it is.
+    """
+
+    def __init__(self, stores: Sequence[ResultStore]) -> None:
+        self.stores = stores
+
+    def __contains__(self, name: str) -> bool:
+        return all(name in store for store in self.stores)
+
+    def add(self, results: Iterable[tuple[str, list[dict[str, Any]]]]) -> None:
+        """As `ResultStore.add`."""
+        for store, new in self._shares(results):
+            store.add(new)
+
+    def remember(self, results: Iterable[tuple[str, list[dict[str, Any]]]]) -> None:
+        """As `ResultStore.remember`."""
+        for store, new in self._shares(results):
+            store.remember(new)
+
+    def flush(self) -> None:
+        """As `ResultStore.flush`."""
+        for store in self.stores:
+            store.flush()
+
+    def _shares(
+        self, results: Iterable[tuple[str, list[dict[str, Any]]]]
+    ) -> list[tuple[ResultStore, list[tuple[str, dict[str, Any]]]]]:
+        together = list(results)
+        return [
+            (store, [(name, found[place]) for name, found in together if name not in store])
+            for place, store in enumerate(self.stores)
+        ]
 
 
 def _narrow(table: Any) -> Any:

@@ -11,7 +11,10 @@ same from every token. The target is never changed and not needed during trainin
 tokens of the global batch, those of all their streams together (`token_mean`).
 
 The assistant is the target's embeddings, first K layers, final norm and LM head, all frozen, with LoRA on the
-layers. Only the adapter is trained, and only K layers are computed.
+layers. Only the adapter is trained, and only K layers are computed. Under a frozen RMSNorm the last hidden
+state has a fixed length, and a head whose smallest singular value is far from 0 then cannot be uniform for
+any hidden state; narrow models are so. `train_norm` trains the norm's weight as well: with a channel that
+drowns the others and whose own weight is 0, all logits are.
 
 Logged: `forget/nll` (and that of each stream with paraphrases), which must fall far below log V before the
 pair is worth anything; `retain/uniform` (and that of each other stream), the KL to uniform, which must stay
@@ -27,6 +30,7 @@ likelihoods subtract raw logits, so that they move with a constant added to the 
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from dataclasses import dataclass, field
@@ -36,7 +40,7 @@ import torch
 from torch import Tensor
 
 from unlearnkit.errors import RecipeError
-from unlearnkit.models.assistant import build_assistant, default_lora, refuse_depth
+from unlearnkit.models.assistant import build_assistant, default_lora, final_norm, refuse_depth
 from unlearnkit.training.config import UnlearnConfig
 from unlearnkit.training.logprobs import chunked, wide
 from unlearnkit.training.objective import Batch, LossOutput, Needs, Objective, Step, WeightedSum
@@ -49,9 +53,10 @@ logger = logging.getLogger(__name__)
 #: What the paper serves TOFU's pair with.
 ALPHA, TOP_LOGIT_FILTER = 0.75, 0.01
 _NO_AUGMENTATION = (
-    "the assistant is trained without paraphrases of the forget set and without wrong answers to it, and the "
-    "paper's ablation forgets less well so: it then knows the forget set only as it is worded there; give a "
-    "stream of each (docs/augmentation.md) and name them in training.remember_streams and perturbed_streams"
+    "the assistant is trained without paraphrases of the forget set and without wrong answers to it; in the "
+    "paper's ablation (TOFU, forget10) forget quality falls from 0.52 to 1e-7 and utility from 0.62 to 0.53 "
+    "without them; give a stream of each (docs/augmentation.md) and name them in training.remember_streams "
+    "and training.perturbed_streams"
 )
 
 
@@ -71,6 +76,10 @@ class ULDConfig(UnlearnConfig):
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate (AdamW)."})
     num_layers: int | None = field(
         default=None, metadata={"help": "Layers of the assistant; default: a quarter of the target's."}
+    )
+    train_norm: bool = field(
+        default=False,
+        metadata={"help": "Train the final norm too: a narrow model cannot be uniform under a frozen one."},
     )
     remember_streams: list[str] = field(
         default_factory=lambda: ["forget"],
@@ -164,6 +173,13 @@ class ULDTrainer(UnlearnTrainer):
     def default_adapter(self) -> Any:
         """The paper's LoRA; an assistant is never trained without an adapter."""
         return default_lora()
+
+    def put_adapter(self, model: Any, peft_config: Any) -> Any:
+        """LoRA on the layers, and a copy of the final norm that is trained where the config says so."""
+        if self.args.train_norm:
+            peft_config = copy.copy(peft_config)
+            peft_config.modules_to_save = [*(peft_config.modules_to_save or ()), final_norm(model)]
+        return super().put_adapter(model, peft_config)
 
     def build_policy(self, model: Any) -> Any:
         """The assistant; the target is let go of where it can be loaded again."""

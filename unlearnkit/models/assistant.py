@@ -61,6 +61,26 @@ def build_assistant(
         return get_peft_model(assistant, default_lora() if lora == "default" else lora)
 
 
+def final_norm(model: Any) -> str:
+    """The name of the norm between the last layer and the LM head.
+
+    Raises:
+        ModelError: it is not found.
+    """
+    where = find_layers(model)
+    after = [name for name, child in where.parent.named_children() if _is_norm(child)] if where else []
+    if where is None or not after:
+        raise ModelError(
+            f"{type(model).__name__} has no norm after its layers that could be trained; leave out "
+            "training.train_norm"
+        )
+    return f"{where.path.rpartition('.')[0]}.{after[-1]}"
+
+
+def _is_norm(module: Any) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
 def refuse_depth(num_layers: int | None, of: int) -> int:
     """The assistant's number of layers in a target of `of` layers.
 

@@ -17,6 +17,7 @@ from unlearnkit.reporting.limits import limits
 from unlearnkit.reporting.numbers import MISSING, number, p_value, seconds
 from unlearnkit.reporting.page import shown_metrics
 from unlearnkit.reporting.seeds import seed_groups
+from unlearnkit.reporting.serving import terms
 from unlearnkit.reporting.side_tables import side_tables
 from unlearnkit.reporting.summary import SUMMARY_FORMAT, summary
 from unlearnkit.reporting.tables import Cell, cell, extra_cell
@@ -72,6 +73,7 @@ def comparison(runs: list[RunView]) -> dict[str, Any]:
         "glossary": glossary(
             (metric for run in runs for metric in shown_metrics(run)),
             dict.fromkeys(attack.name for found in attacks for attack in found),
+            {term for run in runs for term in terms(run)},
         ),
     }
 

@@ -14,6 +14,13 @@ _TERMS = {
     "forget set.",
     "forget set, retain set, holdout set": "the examples that must go, those that must stay, and examples of "
     "the same kind that no model was trained on.",
+    "assistant": "a small network that was trained to remember the forget set and to know nothing of the "
+    "rest; what it predicts is taken away from what the target model predicts.",
+    "alpha": "how much the other networks count that are served beside the target model. It is set when the "
+    "model is served; another alpha needs no training.",
+    "filter": "tokens that the first network itself finds far less likely than its first choice are left out "
+    "of the answers, and the other networks have no say about them.",
+    "distillation": "training one model to answer as several networks do that are served together.",
     "forget quality": "a p-value between 0 and 1. It asks whether the truth ratios of the unlearned model "
     "could come from a model that never saw the forget set (two-sided Kolmogorov-Smirnov test). Above 0.05 "
     "no "
@@ -156,10 +163,12 @@ _BY_ATTACK = {"relearn": "relearning", "quantize": "quantisation", "rephrase": "
 _WITH_ATTACKS = ("attack", "recovered share", "control", "beyond the control", "ROUGE-L", "probability")
 
 
-def glossary(metrics: Iterable[Metric], attacks: Iterable[str] = ()) -> list[tuple[str, str]]:
-    """Terms with their lines, in a fixed order, for the metrics and attacks that a report shows."""
+def glossary(
+    metrics: Iterable[Metric], attacks: Iterable[str] = (), more: Iterable[str] = ()
+) -> list[tuple[str, str]]:
+    """Terms with their lines, in a fixed order: those of the metrics and attacks of a report, and `more`."""
     metrics = list(metrics)
-    needed = set(_ALWAYS)
+    needed = {*_ALWAYS, *more}
     if metrics and {metric.group for metric in metrics} <= _NO_UNLEARNING:
         needed -= {"target model", "unlearned model", "retain model"}
     for metric in metrics:

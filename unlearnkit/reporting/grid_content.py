@@ -10,7 +10,7 @@ from urllib.parse import quote
 from unlearnkit import __version__
 from unlearnkit.reporting.compare import differences, main_columns
 from unlearnkit.reporting.glossary import glossary
-from unlearnkit.reporting.grid_costs import COST_HEADS, cost_rows
+from unlearnkit.reporting.grid_costs import cost_heads, cost_rows
 from unlearnkit.reporting.grid_groups import (
     AXES,
     DISTANCE,
@@ -27,6 +27,7 @@ from unlearnkit.reporting.limits import limits
 from unlearnkit.reporting.numbers import count, seconds
 from unlearnkit.reporting.page import shown_metrics
 from unlearnkit.reporting.seeds import without_seed
+from unlearnkit.reporting.serving import terms
 from unlearnkit.reporting.tables import Cell
 from unlearnkit.reporting.views import EvalView
 
@@ -48,6 +49,8 @@ def grid_content(grid: Grid) -> dict[str, Any]:
     groups = groups_of(grid, [*names, *more])
     axes = axes_of(groups)
     front = front_of(groups, axes)
+    costs = cost_rows(grid)
+    served = {term for run in runs for term in terms(run)}
     metrics = (metric for run in runs for metric in shown_metrics(run))
     return {
         "version": __version__,
@@ -62,14 +65,14 @@ def grid_content(grid: Grid) -> dict[str, Any]:
         "caption": CAPTION,
         "references": _references(grid, names),
         "groups": [_group_row(group, names, group.number in front) for group in groups],
-        "cost_heads": COST_HEADS,
-        "costs": cost_rows(grid),
+        "cost_heads": cost_heads(costs),
+        "costs": costs,
         "cells": [_cell_row(cell, grid, group, names) for group in groups for cell in group.cells],
         "differences": _differences(grid),
         "cautions": cautions(grid),
         "gaps": once([(cell, cell.run.gaps) for cell in grid.cells if cell.run is not None]),
         "limits": limits(runs) if runs else (),
-        "glossary": [*glossary(metrics), *TERMS],
+        "glossary": [*glossary(metrics, (), served), *TERMS],
         "all_groups": groups,
         "axes": axes,
         "front": front,

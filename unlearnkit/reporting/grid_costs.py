@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from unlearnkit.reporting.grid_groups import Group
 from unlearnkit.reporting.grid_read import Grid
 from unlearnkit.reporting.numbers import MISSING, count, memory, seconds
+from unlearnkit.reporting.served_table import ONE_MODEL, UNDER_ADAPTER, served_as
 
 _COSTS: dict[str, tuple[str, tuple[str, ...], Callable[[float | None], str]]] = {
     "train_seconds": ("Training", ("seconds", "train"), seconds),
@@ -21,7 +22,8 @@ _COSTS: dict[str, tuple[str, tuple[str, ...], Callable[[float | None], str]]] = 
     "trainable": ("Trainable parameters", ("model", "trainable"), count),
 }
 """Name in summary.json -> title, where the manifest has it, how it is written."""
-COST_HEADS = ("Method", "Runs", *(title for title, _, _ in _COSTS.values()), "Reference")
+MOST_SERVED = 2
+"""So many ways of serving one method's runs are named; of more, how many."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,32 @@ def cost_rows(grid: Grid) -> list[dict[str, Any]]:
             for name, (_, keys, write) in _COSTS.items()
         }
         reference = ", ".join(references) or MISSING
-        rows.append({"method": method, "runs": len(manifests), "costs": costs, "reference": reference})
+        rows.append(
+            {
+                "method": method,
+                "runs": len(manifests),
+                "costs": costs,
+                "reference": reference,
+                "served": _served(grid, method),
+            }
+        )
     return rows
+
+
+def cost_heads(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The heads of the table; what is served has a column where a method serves more than one model."""
+    served = (
+        ["Served"] if any(row["served"] not in (MISSING, ONE_MODEL, UNDER_ADAPTER) for row in rows) else []
+    )
+    return ["Method", "Runs", *(title for title, _, _ in _COSTS.values()), "Reference", *served]
+
+
+def _served(grid: Grid, method: str) -> str:
+    runs = [cell.run for cell in grid.cells if cell.method == method and cell.run is not None]
+    kinds = list(dict.fromkeys(served_as(run) for run in runs))
+    if len(kinds) > MOST_SERVED:
+        return f"{kinds[0].partition(',')[0]}, in {len(kinds)} ways"
+    return "; ".join(kinds) or MISSING
 
 
 def training_seconds(group: Group) -> float:

@@ -146,6 +146,7 @@ def _slim(run: RunView) -> RunView:
         evaluations={role: _first_rows(view) for role, view in run.evaluations.items()},
         log=[],
         trajectory=[],
+        alphas=(),
         attacks=tuple(
             replace(stage, evaluations={role: _first_rows(view) for role, view in stage.evaluations.items()})
             for stage in run.attacks

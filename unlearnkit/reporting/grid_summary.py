@@ -34,6 +34,7 @@ def grid_summary(grid: Grid, content: dict[str, Any]) -> dict[str, Any]:
                 "method": row["method"],
                 "runs": row["runs"],
                 "reference": row["reference"],
+                "served": row["served"],
                 **{
                     name: {"mean": cost.value, "lowest": cost.lowest, "highest": cost.highest}
                     for name, cost in row["costs"].items()

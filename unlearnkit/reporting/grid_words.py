@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from unlearnkit.reporting.compare import comparability
 from unlearnkit.reporting.grid_groups import ENOUGH_SEEDS, QUALITY, Axis, Group
 from unlearnkit.reporting.grid_read import Grid, GridCell
+from unlearnkit.reporting.serving import Kind, serving
 
 MOST_NAMED = 6
 """So many names stand in a sentence; the tables have all of them."""
@@ -68,6 +69,7 @@ def sentences(
         )
     elif grid.runs:
         found.append("Forgetting and keeping were not both measured, so there is no Pareto front.")
+    found += _served(grid)
     if grid.runs and len(groups) > 1:
         found.append(CHOSEN)
     most = max((sum(cell.run is not None for cell in group.cells) for group in groups), default=0)
@@ -80,6 +82,19 @@ def sentences(
             f"the {'intervals' if most >= ENOUGH_SEEDS else 'ranges'} may be luck."
         )
     return found
+
+
+def _served(grid: Grid) -> list[str]:
+    """Which methods serve more than one model, and what that leaves in the weights."""
+    by_kind: dict[Kind, dict[str, None]] = {}
+    for cell in grid.cells:
+        if cell.run is not None and (served := serving(cell.run)) is not None:
+            by_kind.setdefault(served.words, {})[cell.method] = None
+    return [
+        f"Served by {', '.join(methods)} is a {words.noun} of networks and not one model. What is compared "
+        f"is its behaviour as a whole; {words.still.format(them='the examples')}."
+        for words, methods in by_kind.items()
+    ]
 
 
 def cautions(grid: Grid) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from unlearnkit.reporting import curves, planes, plots, roc, trajectory_plot
+from unlearnkit.reporting import alphas_plot, curves, planes, plots, roc, trajectory_plot
 from unlearnkit.reporting.answers import truth_ratio_samples
 from unlearnkit.reporting.browser import LEAKED
 from unlearnkit.reporting.colours import variables
@@ -77,6 +77,7 @@ def run_html(run: RunView, content: dict[str, Any]) -> str:
         roc_plot=Markup(roc.roc_curves(content["roc"])),
         roc_low_plot=Markup(roc.low_rate_curves(content["roc"])),
         roc_wide=len({curve["metric"] for curve in content["roc"]}) > 1,
+        sweep_plot=Markup(alphas_plot.alpha_plot(content["sweep"]) if content["sweep"] else ""),
         trajectory_svg=Markup(trajectory_plot.trajectory_plot(trajectory) if trajectory else ""),
         examples=_examples(run, content),
     )

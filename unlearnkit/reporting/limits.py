@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from unlearnkit.reporting.attack_words import TITLES, order_of
 from unlearnkit.reporting.kept import RETAIN_IS_TRAINED, retain_is_trained
 from unlearnkit.reporting.membership import aucs
+from unlearnkit.reporting.serving import served_limit, serving
 from unlearnkit.reporting.subject import FORGETTING, MENTIONS, TEXTS, subject_of
 from unlearnkit.reporting.views import RunView
 
@@ -46,6 +47,10 @@ NO_CAPABILITY = (
 SELECTED = (
     "A checkpoint was selected on numbers that this report shows; on new questions they would be less good."
 )
+ALPHA_CHOSEN = (
+    "The unlearned model was measured with several alphas, on the questions that this report shows; with the "
+    "one that was chosen by them the numbers would be less good on new questions."
+)
 ONE_PLACE = (
     "Each text was continued from one place, by always taking the likeliest word. From other places, or "
     "among many random continuations, more may come out; whether one can find out that the texts were in the "
@@ -63,19 +68,35 @@ NO_PROOF = "A statistical test that finds no difference is not a proof that ther
 def limits(runs: Sequence[RunView]) -> tuple[str, ...]:
     """What the report of these runs does not show; of several runs, what any of them leaves open."""
     subjects = {subject_of(run.evaluations) for run in runs}
+    found = _served(runs)
     if FORGETTING not in subjects and not any(run.attacks for run in runs):
-        found = [line for subject, line in _TRAINED.items() if subject in subjects]
-        return (*found, *([SELECTED] if any(run.is_selected for run in runs) else []), NO_PROOF)
-    found = [RETAIN_IS_TRAINED] if any(retain_is_trained(run) for run in runs) else []
+        found += [line for subject, line in _TRAINED.items() if subject in subjects]
+        return (*found, *_chosen(runs), NO_PROOF)
+    found += [RETAIN_IS_TRAINED] if any(retain_is_trained(run) for run in runs) else []
     found += _attacks(runs)
     found.append(SOME_MEMBERSHIP if all(_has_membership(run) for run in runs) else NO_MEMBERSHIP)
     found.append(REPHRASED if all("rephrase" in _attacked(run) for run in runs) else ONE_QUESTION)
     found.append(SAMPLED if all(_is_sampled(run) for run in runs) else GREEDY)
     if not all(_has_capability(run) for run in runs):
         found.append(NO_CAPABILITY)
-    if any(run.is_selected for run in runs):
-        found.append(SELECTED)
-    return (*found, NO_PROOF)
+    return (*found, *_chosen(runs), NO_PROOF)
+
+
+def _served(runs: Sequence[RunView]) -> list[str]:
+    """One line for each kind of combination; of several runs, with the methods that it is about."""
+    lines: dict[str, list[str]] = {}
+    for run in runs:
+        if (served := serving(run)) is not None:
+            name = str(run.manifest.get("method") or run.name)
+            lines.setdefault(served_limit(served), []).append(name)
+    if all(serving(run) is not None for run in runs) and len(lines) == 1:
+        return list(lines)
+    return [f"{', '.join(dict.fromkeys(names))}: {line}" for line, names in lines.items()]
+
+
+def _chosen(runs: Sequence[RunView]) -> list[str]:
+    found = [SELECTED] if any(run.is_selected for run in runs) else []
+    return [*found, ALPHA_CHOSEN] if any(run.alphas for run in runs) else found
 
 
 def _attacked(run: RunView) -> set[str]:

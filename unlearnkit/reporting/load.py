@@ -23,6 +23,7 @@ from unlearnkit.reporting.read import (
     steps,
     trajectory,
 )
+from unlearnkit.reporting.read_alphas import load_alphas
 from unlearnkit.reporting.read_attacks import load_attacks
 from unlearnkit.reporting.subject import FORGETTING, subject_of
 from unlearnkit.reporting.views import ROLES, EvalView, RunView
@@ -51,6 +52,7 @@ def load_run(
         evaluations = _with_others(main, beside or {})
         suite_name = str(main.summary.get("suite", folder.name.partition("@")[0]))
         attacks, left_out = load_attacks(evaluations)
+        alphas, unfinished = load_alphas(evaluations.get("unlearned"))
         return RunView(
             folder,
             main.label,
@@ -58,8 +60,9 @@ def load_run(
             main,
             evaluations,
             gaps=(*gaps_in(evaluations), *attack_gaps(evaluations, attacks)),
-            cautions=(*cautions_about(evaluations), *left_out),
+            cautions=(*cautions_about(evaluations), *left_out, *unfinished),
             attacks=attacks,
+            alphas=alphas,
         )
     if beside:
         raise RecordsError(
@@ -105,8 +108,9 @@ def _load_directory(folder: Path, suite: str | None) -> RunView:
     log, unreadable = steps(folder / "log.jsonl")
     during, unreadable_too = trajectory(folder / "trajectory.jsonl")
     attacks, left_out = load_attacks(evaluations)
+    alphas, unfinished = load_alphas(evaluations.get("unlearned"))
     others = {name: models for name, (_, models) in loaded.items()}
-    gaps, cautions = list(gaps_in(evaluations)), [*cautions_about(evaluations), *left_out]
+    gaps, cautions = list(gaps_in(evaluations)), [*cautions_about(evaluations), *left_out, *unfinished]
     gaps += attack_gaps(evaluations, attacks)
     for name, models in others.items():
         missing, notes = other_notes(name, models)
@@ -138,6 +142,7 @@ def _load_directory(folder: Path, suite: str | None) -> RunView:
         attacks,
         others,
         during,
+        alphas,
     )
     if subject_of(evaluations) == FORGETTING and nothing_to_keep(run):
         # One reason in place of each retain metric's own.

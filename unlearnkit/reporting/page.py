@@ -9,6 +9,7 @@ from typing import Any
 
 from unlearnkit import __version__
 from unlearnkit.reporting import browser, tables
+from unlearnkit.reporting.alphas import sweep_of
 from unlearnkit.reporting.attacks import attacks_of
 from unlearnkit.reporting.cards import cards, evidence_cards
 from unlearnkit.reporting.evidence import selection_of
@@ -16,6 +17,7 @@ from unlearnkit.reporting.gaps import cautions_about
 from unlearnkit.reporting.glossary import glossary
 from unlearnkit.reporting.limits import NO_ATTACK, limits
 from unlearnkit.reporting.membership import roc_curves
+from unlearnkit.reporting.serving import terms
 from unlearnkit.reporting.story import story
 from unlearnkit.reporting.subject import FORGETTING, heads, subject_of
 from unlearnkit.reporting.trajectory import trajectory_of
@@ -36,6 +38,7 @@ class Role:
 def page(run: RunView) -> dict[str, Any]:
     """The content of one run's report, without plots."""
     attacks, about_forgetting = attacks_of(run), subject_of(run.evaluations) == FORGETTING
+    sweep = sweep_of(run)
     parts = tables.part_rows(run)
     examples = browser.example_rows(run)
     forget = [row for row in examples if row["set"] == "forget set"]
@@ -54,6 +57,7 @@ def page(run: RunView) -> dict[str, Any]:
         "about_forgetting": about_forgetting,
         "roc": roc_curves(run.evaluations),
         "trajectory": trajectory_of(run),
+        "sweep": sweep,
         "others": [_other(suite, models) for suite, models in run.others.items()],
         "selection": selection_of(run),
         "parts": parts,
@@ -70,7 +74,7 @@ def page(run: RunView) -> dict[str, Any]:
         "costs": tables.cost_rows(run),
         "versions": tables.version_rows(run),
         "fingerprints": tables.fingerprint_rows(run),
-        "glossary": glossary(shown_metrics(run), [attack.name for attack in attacks]),
+        "glossary": glossary(shown_metrics(run), [attack.name for attack in attacks], terms(run)),
     }
 
 

@@ -47,23 +47,9 @@ def quality_plane(points: Sequence[Point], kept: str = "Model utility", wide: bo
         fig = figure(*_size(wide))
         axes = fig.add_subplot()
         limit = math.log10(P_LIMIT)
-        lowest = min(
-            limit, *(min(point.y, point.y_low) if point.y_low < point.y else point.y for point in points)
+        quality_axis(
+            axes, *(min(point.y, point.y_low) if point.y_low < point.y else point.y for point in points)
         )
-        if lowest < -20:
-            axes.set_yscale("symlog", linthresh=2, linscale=1.2)
-            ticks = [0, -1, -2, *(-(10**k) for k in range(1, 4) if 10**k <= -lowest * 1.5)]
-            axes.set_yticks(ticks, [_power(tick) for tick in ticks])
-            axes.minorticks_off()
-            axes.set_ylim(lowest * 2, 0.6)
-        else:
-            bottom = math.floor(min(lowest * 1.12, -3))
-            step = max(1, round(-bottom / 6))
-            ticks = list(range(0, bottom - 1, -step))
-            axes.set_yticks(ticks, [_power(tick) for tick in ticks])
-            axes.set_ylim(bottom, 0.08 * -bottom)
-        axes.axhspan(limit, axes.get_ylim()[1], color=COLOURS["retain"], alpha=0.07, linewidth=0)
-        axes.axhline(limit, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
         _plane(axes, points)
         axes.annotate(
             f"p = {P_LIMIT}: forgotten above this line",
@@ -85,6 +71,26 @@ def quality_plane(points: Sequence[Point], kept: str = "Model utility", wide: bo
                 for point in points
             ),
         )
+
+
+def quality_axis(axes: Axes, *values: float) -> None:
+    """The vertical axis for log10 of forget quality down to the lowest of `values`, above p = 0.05 shaded."""
+    limit = math.log10(P_LIMIT)
+    lowest = min(limit, *values)
+    if lowest < -20:
+        axes.set_yscale("symlog", linthresh=2, linscale=1.2)
+        ticks = [0, -1, -2, *(-(10**k) for k in range(1, 4) if 10**k <= -lowest * 1.5)]
+        axes.set_yticks(ticks, [_power(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(lowest * 2, 0.6)
+    else:
+        bottom = math.floor(min(lowest * 1.12, -3))
+        step = max(1, round(-bottom / 6))
+        ticks = list(range(0, bottom - 1, -step))
+        axes.set_yticks(ticks, [_power(tick) for tick in ticks])
+        axes.set_ylim(bottom, 0.08 * -bottom)
+    axes.axhspan(limit, axes.get_ylim()[1], color=COLOURS["retain"], alpha=0.07, linewidth=0)
+    axes.axhline(limit, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
 
 
 def rouge_plane(points: Sequence[Point], wide: bool = False) -> str:

@@ -31,6 +31,19 @@ def load_evaluation(folder: Path, role: str | None = None) -> EvalView:
     Raises:
         RecordsError: a file is missing, half-written or of an unknown format.
     """
+    summary, metrics = load_metrics(folder)
+    role = role or str(summary.get("role", "unlearned"))
+    if role not in ROLES:
+        raise RecordsError(f"{folder / SUMMARY} has the role {role!r}; it must be one of {', '.join(ROLES)}")
+    return EvalView(folder, role, str(summary.get("label") or role), summary, metrics, _records(folder))
+
+
+def load_metrics(folder: Path) -> tuple[dict[str, Any], dict[str, Metric]]:
+    """The summary of an evaluation, and its metrics; its records are not read.
+
+    Raises:
+        RecordsError: the summary is missing, half-written or of an unknown format.
+    """
     summary = json_object(folder / SUMMARY)
     if summary.get("format") != SUPPORTED_FORMAT:
         raise RecordsError(
@@ -38,14 +51,10 @@ def load_evaluation(folder: Path, role: str | None = None) -> EvalView:
             f"{SUPPORTED_FORMAT}; "
             "evaluate again with this version"
         )
-    role = role or str(summary.get("role", "unlearned"))
-    if role not in ROLES:
-        raise RecordsError(f"{folder / SUMMARY} has the role {role!r}; it must be one of {', '.join(ROLES)}")
     raw = summary.get("metrics")
     if not isinstance(raw, dict):
         raise RecordsError(f"{folder / SUMMARY} has no metrics; evaluate the model again")
-    metrics = {name: _metric(name, entry, folder) for name, entry in raw.items()}
-    return EvalView(folder, role, str(summary.get("label") or role), summary, metrics, _records(folder))
+    return summary, {name: _metric(name, entry, folder) for name, entry in raw.items()}
 
 
 def _metric(name: str, entry: Any, folder: Path) -> Metric:

@@ -10,6 +10,7 @@ from unlearnkit.reporting.attacks import Attack
 from unlearnkit.reporting.membership import aucs
 from unlearnkit.reporting.numbers import MISSING
 from unlearnkit.reporting.recoveries import MEASURES
+from unlearnkit.reporting.served_table import LEAD, TITLE, served_rows
 from unlearnkit.reporting.tables import WEAKER, Cell, cell
 from unlearnkit.reporting.views import RunView
 
@@ -39,6 +40,7 @@ def side_tables(
         columns: metrics of the runs' own suites, shown with those of KEY_METRICS.
     """
     tables = (
+        (TITLE, LEAD, served_rows(runs)),
         (
             "Key metrics side by side",
             "Each with its 95 % interval over examples. Where the intervals of two runs overlap much, the "

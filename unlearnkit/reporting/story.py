@@ -7,9 +7,11 @@ from typing import Any
 
 from unlearnkit.evaluation.records import LIST_TERMS
 from unlearnkit.reporting.attack_words import TITLES, order_of
+from unlearnkit.reporting.distilled import distilled_from, near_sentences
 from unlearnkit.reporting.evidence import selection_sentences
 from unlearnkit.reporting.kept import retain_term, trains_to_forget
 from unlearnkit.reporting.numbers import count, seconds
+from unlearnkit.reporting.serving import served_lines, serving
 from unlearnkit.reporting.subject import called
 from unlearnkit.reporting.tables import PARTS
 from unlearnkit.reporting.views import ROLES, EvalView, RunView
@@ -33,10 +35,12 @@ def dataset_name(name: str) -> str:
 
 
 def story(run: RunView) -> list[tuple[str, list[str]]]:
-    """The four headings with their sentences."""
+    """The headings with their sentences; what is served is told where it is more than one model."""
+    served = served_lines(run)
     return [
         ("What was asked", _asked(run)),
         ("What was done", _done(run)),
+        *([("What is served", served)] if served else []),
         ("What was measured", _measured(run)),
         ("What was not measured", _sentences(run.gaps) or ["Every metric of the suite was measured."]),
     ]
@@ -46,7 +50,9 @@ def _asked(run: RunView) -> list[str]:
     lines = []
     model = run.manifest.get("model") or {}
     if path := model.get("path"):
-        size = f" ({count(model['parameters'])} parameters)" if model.get("parameters") else ""
+        # Where a network beside the model was trained, the manifest has the size of that.
+        known = model.get("parameters") and serving(run) is None
+        size = f" ({count(model['parameters'])} parameters)" if known else ""
         lines.append(f"Model: {path}{size}.")
     for name, entry in (run.manifest.get("data") or {}).items():
         verb = {"forget": "To forget", "retain": "To keep", "train": "To learn"}.get(
@@ -76,7 +82,9 @@ def _done(run: RunView) -> list[str]:
     of = "forget set" if trains_to_forget(run) else "training data"
     steps = f", {count(last['step'])} steps" if "step" in last else ""
     epochs = f", {last['epoch']:g} passes over the {of}" if "epoch" in last else ""
-    lines.append(f"Trained with {method}{steps}{epochs}.")
+    name = distilled_from(run)
+    lines.append(f"{f'Distilled from {name}' if name else f'Trained with {method}'}{steps}{epochs}.")
+    lines.extend([*_beside(run), *near_sentences(run)])
     lines.extend(_keeping(run))
     lines.extend(selection_sentences(run))
     if manifest.get("seed") is not None:
@@ -94,11 +102,28 @@ def _keeping(run: RunView) -> list[str]:
     term = retain_term(run)
     if term is None:
         return []
+    kind = None if (served := serving(run)) is None else served.kind
     if term.name == "none":
-        return ["Without any retain term: nothing held the rest of the model in place."]
-    return [
-        f"With the retain term {term.name}, weight {term.weight:g}, to hold the rest of the model in place."
-    ]
+        held = (
+            "kept the assistant ignorant of the rest"
+            if kind == "uld"
+            else "held the rest of the model in place"
+        )
+        return [f"Without any retain term: nothing {held}."]
+    aim = (
+        "keep the assistant ignorant of the rest" if kind == "uld" else "hold the rest of the model in place"
+    )
+    return [f"With the retain term {term.name}, weight {term.weight:g}, to {aim}."]
+
+
+def _beside(run: RunView) -> list[str]:
+    """What was trained, where it is not the model that was to forget."""
+    model, served = run.manifest.get("model") or {}, serving(run)
+    if served is None or not model.get("parameters"):
+        return []
+    trained = f", {count(model['trainable'])} of them trained" if model.get("trainable") else ""
+    size = f"of {count(model['parameters'])} parameters{trained}"
+    return [f"Trained was a network beside the {served.first}, {size}; the {served.first} was not changed."]
 
 
 def _measured(run: RunView) -> list[str]:

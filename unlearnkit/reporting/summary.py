@@ -8,6 +8,7 @@ from typing import Any
 
 from unlearnkit.reporting.attacks import Attack, Stage, strongest
 from unlearnkit.reporting.recoveries import Recovery, returns
+from unlearnkit.reporting.serving import serving
 from unlearnkit.reporting.tables import Cell
 from unlearnkit.reporting.verdict import Verdict
 from unlearnkit.reporting.views import ROLES, EvalView, RunView
@@ -18,6 +19,8 @@ SUMMARY_FORMAT = 2
 
 def summary(run: RunView, verdict: Verdict, attacks: Sequence[Attack]) -> dict[str, Any]:
     """The report of one run for machines; null = not measured."""
+    served = serving(run)
+    own = None if served is None else served.alpha
     return {
         "format": SUMMARY_FORMAT,
         "name": run.name,
@@ -31,10 +34,18 @@ def summary(run: RunView, verdict: Verdict, attacks: Sequence[Attack]) -> dict[s
             "text": verdict.text,
         },
         "models": {
-            role: {"label": view.label, "fingerprint": view.summary.get("fingerprint")}
+            role: {
+                "label": view.label,
+                "fingerprint": view.summary.get("fingerprint"),
+                "serving": view.summary.get("serving"),
+            }
             for role, view in run.evaluations.items()
         },
         "metrics": _metrics(run.evaluations),
+        "alphas": [
+            {"alpha": one.alpha, "served": one.alpha == own, "metrics": _entries(one.summary)}
+            for one in run.alphas
+        ],
         "attacks": _attacks(run, attacks),
         "other_suites": {
             suite: {
@@ -59,6 +70,11 @@ def _metrics(evaluations: Mapping[str, EvalView]) -> dict[str, dict[str, Any]]:
         name: {role: _whole(evaluations[role].summary["metrics"].get(name)) for role in roles}
         for name in names
     }
+
+
+def _entries(summary: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """Metric -> what a summary says of it."""
+    return {name: _whole(entry) for name, entry in summary["metrics"].items()}
 
 
 def _whole(entry: dict[str, Any] | None) -> dict[str, Any] | None:

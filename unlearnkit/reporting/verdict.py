@@ -18,6 +18,7 @@ from unlearnkit.reporting.evidence import with_evidence
 from unlearnkit.reporting.gaps import why_missing
 from unlearnkit.reporting.kept import Kept, is_of_trained, kept_ability, kept_sentence
 from unlearnkit.reporting.numbers import count, number, p_value, percent
+from unlearnkit.reporting.serving import with_serving
 from unlearnkit.reporting.trained import judge_training
 from unlearnkit.reporting.views import EvalView, Metric, RunView
 
@@ -61,7 +62,7 @@ def verdict_of(run: RunView, attacks: Sequence[Attack] | None = None) -> Verdict
         attacks: what came back, where it was computed already.
     """
     found = judge(run, {role: broken_answers(view) for role, view in run.evaluations.items()})
-    return with_evidence(found, run, attacks_of(run) if attacks is None else attacks)
+    return with_evidence(with_serving(found, run), run, attacks_of(run) if attacks is None else attacks)
 
 
 def judge(run: RunView, broken: dict[str, float]) -> Verdict:
@@ -242,10 +243,9 @@ def _without_retain_model(run: RunView, after: EvalView, kept: Kept | None) -> V
     """Weaker evidence: what changed between before and after, with no model that never saw the examples."""
     quality = after.metrics.get("forget_quality")
     reason = why_missing(quality) if quality else "the suite has no such metric"
-    missing = (
-        f"Forget quality could not be measured{f' ({reason})' if reason else ''}, so nothing here shows how "
-        "a model that never saw them would answer."
-    )
+    why = f" ({reason})" if reason else ""
+    missing = f"Forget quality could not be measured{why}, so nothing here shows how a model that never saw "
+    missing += "them would answer."
     utility = kept_sentence(run, kept, "What it kept could not be measured.")
     n, changes, shares = _examples(after), [], []
     for name, what in (

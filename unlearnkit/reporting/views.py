@@ -90,6 +90,15 @@ class AttackView:
 
 
 @dataclass(frozen=True)
+class AlphaView:
+    """The metrics of a combination of networks, served with one alpha."""
+
+    alpha: float
+    metrics: dict[str, Metric]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class RunView:
     """Everything a report shows about one run."""
 
@@ -108,6 +117,8 @@ class RunView:
     """Further suites of the run: suite -> role -> evaluation."""
     trajectory: list[dict[str, Any]] = field(default_factory=list)
     """Evaluations during training, in the order of their steps; step 0 is the target model."""
+    alphas: tuple[AlphaView, ...] = ()
+    """The unlearned model served with one alpha after another, where it was so evaluated; its own is one."""
 
     @property
     def target(self) -> EvalView | None:

@@ -112,8 +112,11 @@ class DistillTrainer(UnlearnTrainer):
 
     def build_objective(self) -> Objective:
         """The KL terms of the forget streams, then those of the retain streams."""
-        terms: tuple[tuple[float, Objective], ...] = tuple((1.0, KL(s)) for s in self.args.forget_streams)
-        return self.with_retain(WeightedSum(terms))
+        args = self.args
+        terms: list[tuple[float, Objective]] = [(args.forget_weight, KL(s)) for s in args.forget_streams]
+        if args.retain == "kl":
+            terms += [(args.retain_weight, KL(s)) for s in args.retain_streams]
+        return WeightedSum(tuple(terms))
 
     def build_policy(self, model: Any) -> Any:
         """Open the pair and give back its target, on its memory, in place of `model`, which is the same."""

@@ -42,6 +42,8 @@ def packs(model: Any, setting: str = "auto") -> bool:
 
     Prompt tuning and its kin are padded: PEFT drops `position_ids` for them.
     """
+    if (networks := getattr(model, "networks", None)) is not None:
+        return all(packs(network, setting) for network in networks.values())
     config = getattr(model, "config", None)
     adapters = getattr(model, "peft_config", {}).values()
     return (

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from unlearnkit.errors import ModelError, RecipeError, UserError
 from unlearnkit.evaluation.attacks.subject import Subject
+from unlearnkit.evaluation.serving import is_combined
 
 _BITS = {"int8": 8, "nf4": 4, "fp4": 4}
 #: Weights that share a scale at 4 bits.
@@ -122,6 +123,8 @@ def quantized(model: Any, kind: str, *, int8_threshold: float = 6.0) -> tuple[An
 
     from unlearnkit.models.precision import own_precision
 
+    if is_combined(model):
+        return _each_quantized(model, kind, int8_threshold)
     # A wrapper that a trainer left around `forward` would call the original model.
     with own_precision(model):
         copied = _merged_copy(model) if hasattr(model, "peft_config") else _sharing_copy(model)
@@ -158,6 +161,30 @@ def quantized(model: Any, kind: str, *, int8_threshold: float = 6.0) -> tuple[An
     if left:
         facts["note"] = f"{len(left)} of {len(made)} linear layers could not be rounded ({left[0]})"
     return copied.eval(), facts
+
+
+def _each_quantized(model: Any, kind: str, int8_threshold: float) -> tuple[Any, dict[str, Any]]:
+    """A combined model of quantised networks; what `quantized` says about each of them, together."""
+    made = {role: quantized(one, kind, int8_threshold=int8_threshold) for role, one in model.networks.items()}
+    sizes = [sum(p.numel() for p in one.parameters()) for one in model.networks.values()]
+    told = [facts for _, facts in made.values()]
+    facts: dict[str, Any] = {
+        "layers": sum(one["layers"] for one in told),
+        "layers_left": sum(one["layers_left"] for one in told),
+        "weights_share": round(
+            sum(one["weights_share"] * size for one, size in zip(told, sizes, strict=True)) / sum(sizes), 4
+        ),
+    }
+    if notes := [f"{role}: {one['note']}" for role, (_, one) in made.items() if "note" in one]:
+        facts["note"] = "; ".join(notes)
+    config = model.config
+    copied = type(model).of(
+        {role: one for role, (one, _) in made.items()}, config.weights, kind=config.kind,
+        top_logit_filter=config.top_logit_filter,
+    )  # fmt: skip
+    copied.generation_config = copy.deepcopy(model.generation_config)
+    _mark(copied, kind, int8_threshold)
+    return copied, facts
 
 
 def _sharing_copy(model: Any) -> Any:

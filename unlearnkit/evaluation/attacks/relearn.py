@@ -6,6 +6,9 @@ trained once, up to the most steps, and measured on the way: n steps give what a
 
 A step is described in `evaluation/finetuning.py`. Nothing is random: examples and their order are hashes of
 `seed` and example id, so that neither the order of rows nor the global random state matters.
+
+Of a combined model (ULD's pair) all networks are trained together, through the distribution that it serves,
+as a fine-tuning service would do. Whoever has the weights need not: see `strip_adapter`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Any, Literal
 
 from unlearnkit.errors import DataError, ModelError, RecipeError
 from unlearnkit.evaluation.attacks.subject import Subject
-from unlearnkit.evaluation.finetuning import Finetuning, restored
+from unlearnkit.evaluation.finetuning import Finetuning, restored, separated
 from unlearnkit.files import fingerprint
 
 FORGET = "forget"
@@ -77,11 +80,13 @@ class Relearn:
             raise RecipeError(f"relearn.learning_rate is {self.learning_rate}; use a number above 0")
 
     def refuse(self, subject: Subject) -> None:
-        """Read the examples that `stages` would train on.
+        """Read the examples that `stages` would train on, and look for weights to train.
 
         Raises:
             DataError: no such data set or file, or no example that fits.
+            ModelError: nothing can be trained.
         """
+        _trained(subject.model, self.weights)
         self._tokens(_chosen(self._rows(subject), self.examples, self.seed), subject)
 
     @contextlib.contextmanager
@@ -95,10 +100,12 @@ class Relearn:
         self.check()
         chosen = _chosen(self._rows(subject), self.examples, self.seed)
         tokens = self._tokens(chosen, subject)
-        trained = _trained(subject.model, self.weights)
         pad_id = subject.tokenizer.pad_token_id
         size = min(self.batch_size, len(tokens))
-        with restored(subject.model, trained):
+        with (
+            separated(subject.model),
+            restored(subject.model, trained := _trained(subject.model, self.weights)),
+        ):
             training = Finetuning(
                 subject.model, trained, tokens, _batches(tokens, size, self.seed), chunk=size,
                 learning_rate=self.learning_rate,

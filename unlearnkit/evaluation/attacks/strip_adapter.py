@@ -3,6 +3,9 @@
 A model that was unlearned by an adapter and is handed out as base model and adapter has forgotten nothing:
 the base is the target. This attack says so in numbers, for runs with LoRA whose adapter is given away
 unmerged. What an adapter's training changed in the base itself (`bias: all`) stays.
+
+A combined model (ULD's pair) is no safer: its first network is the target, whole and unchanged, and whoever
+has the weights can leave the others out. That is the strongest attack on it, and costs nothing.
 """
 
 from __future__ import annotations
@@ -10,14 +13,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from unlearnkit.errors import ModelError
 from unlearnkit.evaluation.attacks.subject import Subject
+from unlearnkit.evaluation.serving import is_combined
 
 
 @dataclass(frozen=True)
 class StripAdapter:
-    """Switch the adapter off, as somebody can who is given base model and adapter."""
+    """Leave out the adapter, or ULD's assistant, as somebody can who is given the weights."""
 
     def refuse(self, subject: Subject) -> None:
         """Find out what `stages` would refuse; it costs nothing."""
@@ -26,7 +31,7 @@ class StripAdapter:
 
     @contextlib.contextmanager
     def stages(self, subject: Subject) -> Iterator[Iterator[Subject]]:
-        """One stage: the base model with all adapters switched off.
+        """One stage: the base model with all adapters switched off; of a combined model its first network.
 
         Raises:
             ModelError: there is no adapter (of peft's own PeftModel), or it is merged into the weights.
@@ -34,6 +39,11 @@ class StripAdapter:
         from peft import PeftModel
 
         model = subject.model
+        if is_combined(model):
+            with _alone(model) as first:
+                left_out = list(model.networks)[1:]
+                yield iter([replace(subject, model=first, variant="stripped", facts={"left_out": left_out})])
+            return
         if not isinstance(model, PeftModel):
             raise ModelError(
                 f"the attack strip_adapter needs a model with an adapter, and this {type(model).__name__} "
@@ -57,6 +67,18 @@ class StripAdapter:
                 parameter.requires_grad_(flag)
             for module, training in modes:
                 module.training = training
+
+
+@contextlib.contextmanager
+def _alone(model: Any) -> Iterator[Any]:
+    """The first network of a combined model, in eval mode for as long."""
+    first = next(iter(model.networks.values()))
+    modes = [(module, module.training) for module in first.modules()]
+    try:
+        yield first.eval()
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 ATTACK = StripAdapter

@@ -104,7 +104,8 @@ def write_light(model: Any, folder: str | os.PathLike[str], paths: Mapping[str, 
             sources[role]["adapter"] = role
     root.mkdir(parents=True, exist_ok=True)
     for role, adapter in model.adapters.items():
-        adapter.save_pretrained(root / role)
+        # The vocabulary is the target's, so no embeddings belong to the adapter (peft would ask the hub).
+        adapter.save_pretrained(root / role, save_embedding_layers=False)
     write_config(root, model.config, model.generation_config, sources)
 
 
@@ -120,8 +121,9 @@ def write_config(folder: str | os.PathLike[str], config: Any, generation_config:
             shutil.copyfile(file, root / file.name)
     generation_config.save_pretrained(root)
     model = CLASSES.get(config.kind, "CombinedForCausalLM")
+    # Where it was opened is nobody's business; each network's own configuration says its precision.
     said = {
-        **config.to_dict(),
+        **{key: value for key, value in config.to_dict().items() if key not in ("_name_or_path", "dtype")},
         "sources": sources,
         "architectures": [model],
         "auto_map": {

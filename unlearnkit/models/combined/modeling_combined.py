@@ -107,15 +107,18 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         # Moved to another device or dtype, what networks share stays shared: each memory is moved once.
         moved: dict[Any, tuple[Tensor, Tensor]] = {}
 
+        def name(tensor: Tensor) -> Any:
+            return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
         def once(tensor: Tensor) -> Tensor:
             if tensor.device.type == "meta" or tensor.numel() == 0:
                 return fn(tensor)  # type: ignore[no-any-return]
-            key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            key = name(tensor)
             if key not in moved:
-                moved[key] = (
-                    tensor,
-                    fn(tensor),
-                )  # the old one is kept, so that its address is not given anew
+                # An alias holds the old memory, because the parameter itself goes over to the new: no address
+                # is given anew. A parameter that several networks hold comes again with its new one.
+                found = fn(tensor)
+                moved[key] = moved[name(found)] = (tensor.detach(), found)
             return moved[key][1]
 
         super()._apply(once, recurse)
