@@ -1,9 +1,9 @@
 """What a pair's text costs beside its target's own: seconds per token, greedy, with a KV cache.
 
-The target alone and the pair (target and an assistant of K layers, filter included) continue the same prompts by a fixed
-number of tokens, with `generate` of transformers and with the decoding loop of the library's evaluation, in one process,
-one after the other; which comes first changes every time. A ratio is the median over these rounds, with a bootstrap
-interval. The goal is at most (1 + K/L) x 1.25.
+The target alone and the pair (target and an assistant of K layers, filter included) continue the same prompts
+by a fixed number of tokens, with `generate` of transformers and with the decoding loop of the library's
+evaluation, in one process, one after the other; which comes first changes every time. A ratio is the median
+over these rounds, with a bootstrap interval. The goal is at most (1 + K/L) x 1.25.
 
     python benchmarks/uld_generation.py                              # at the shape of Llama-3.2-1B, float32
     python benchmarks/uld_generation.py --shape tofu_tiny
@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from goldfish_throughput import interval
 from rich.console import Console
 from rich.table import Table
 from uld_shapes import (
-    SHAPES,
     Cost,
     Stopwatch,
     common_options,
-    interval,
     random_model,
     random_tokens,
     told,
@@ -99,7 +98,9 @@ def prepared(settings: Settings) -> tuple[Any, Any]:
 
 def depths(pair: Any) -> tuple[int, int]:
     """K and L."""
-    target, assistant = (text_config(pair.networks[role]).num_hidden_layers for role in ("target", "assistant"))
+    target, assistant = (
+        text_config(pair.networks[role]).num_hidden_layers for role in ("target", "assistant")
+    )
     return assistant, target
 
 
@@ -118,14 +119,17 @@ def measure(settings: Settings) -> dict[str, Any]:
                 assert {len(text) for text in texts} == {settings.new}, "a row has ended early"
     layers, of = depths(pair)
     loops = {
-        loop: compared(*(costs[loop, name][settings.warm_up :] for name in models), settings) for loop in LOOPS
+        loop: compared(*(costs[loop, name][settings.warm_up :] for name in models), settings)
+        for loop in LOOPS
     }
     return {"layers": layers, "of": of, "allowed": (1 + layers / of) * ALLOWANCE, "loops": loops}
 
 
 def compared(target: list[Cost], pair: list[Cost], settings: Settings) -> dict[str, Any]:
     """Milliseconds for a token of all rows, and the ratios of each round."""
-    per_token = partial(lambda kind, costs: 1e3 * statistics.median(getattr(c, kind) for c in costs) / settings.new)
+    per_token = partial(
+        lambda kind, costs: 1e3 * statistics.median(getattr(c, kind) for c in costs) / settings.new
+    )
     numbers: dict[str, Any] = {}
     for kind in ("cpu", "wall"):
         ratios = [getattr(b, kind) / getattr(a, kind) for a, b in zip(target, pair, strict=True)]
@@ -141,7 +145,14 @@ def compared(target: list[Cost], pair: list[Cost], settings: Settings) -> dict[s
 
 def show(numbers: dict[str, Any], head: str) -> None:
     """The table for the eye, then the same rows for docs/performance.md."""
-    titles = ["loop", "target, CPU ms", "pair, CPU ms", "CPU time, pair / target (95 %)", "time, pair / target (95 %)", "allowed"]
+    titles = [
+        "loop",
+        "target, CPU ms",
+        "pair, CPU ms",
+        "CPU time, pair / target (95 %)",
+        "time, pair / target (95 %)",
+        "allowed",
+    ]
     rows = [
         [
             loop, f"{n['cpu']['target_ms']:.2f}", f"{n['cpu']['pair_ms']:.2f}", told(n["cpu"]["ratio"]),
@@ -177,7 +188,9 @@ def main() -> None:
     settings = parse()
     torch.set_num_threads(settings.threads)
     numbers = measure(settings)
-    show(numbers, f"{settings.shape}: {settings.rows} rows, K = {numbers['layers']} of {numbers['of']} layers")
+    show(
+        numbers, f"{settings.shape}: {settings.rows} rows, K = {numbers['layers']} of {numbers['of']} layers"
+    )
     if settings.json is not None:
         shown = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(settings).items()}
         settings.json.write_text(json.dumps({**numbers, "settings": shown, **versions()}, indent=1) + "\n")

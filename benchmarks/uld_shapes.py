@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import npo_steps
 import numpy as np
 import torch
 import transformers
-from scipy.stats import bootstrap
 from transformers.initialization import no_init_weights
 
 from unlearnkit.data.formats import IGNORE
@@ -72,11 +70,14 @@ def random_model(shape: str, *, dtype: str, device: str, seed: int) -> Any:
     )  # fmt: skip
     with no_init_weights():
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).to(device).eval()
+    model.tie_weights()  # which is otherwise part of drawing them
     block = 0.02 * torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed))
     block = block.to(device, DTYPES[dtype])
     for parameter in model.requires_grad_(False).parameters():
         if parameter.dim() == 2:
-            parameter.copy_(block.repeat(-(-parameter.numel() // BLOCK))[: parameter.numel()].view_as(parameter))
+            parameter.copy_(
+                block.repeat(-(-parameter.numel() // BLOCK))[: parameter.numel()].view_as(parameter)
+            )
     return model
 
 
@@ -95,22 +96,11 @@ def random_rows(shape: str, rows: int, question: int, answer: int, seed: int) ->
 
 def tofu_rows(folder: Path | None, authors: int) -> dict[str, list[Any]]:
     """forget10 and retain90 as recipes/tofu_tiny reads them."""
-    data = npo_steps.load_data(
-        npo_steps.Settings(
-            tofu=folder, authors=authors, batch=1, steps=1, repeats=1, warm_up=0, threads=1, bf16=False, seed=0,
-            json=None,
-        )  # fmt: skip
-    )
-    return data.rows
-
-
-def interval(ratios: Sequence[float], seed: int) -> tuple[float, float, float]:
-    """The median and its 95 % bootstrap interval."""
-    found = bootstrap(
-        (np.asarray(ratios),), np.median, n_resamples=5000, method="percentile",
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    return statistics.median(ratios), float(found.low), float(found.high)
+    settings = npo_steps.Settings(
+        tofu=folder, authors=authors, batch=1, steps=1, repeats=1, warm_up=0, threads=1, bf16=False, seed=0,
+        json=None,
+    )  # fmt: skip
+    return npo_steps.load_data(settings).rows
 
 
 def told(numbers: Sequence[float]) -> str:
@@ -122,7 +112,9 @@ def common_options(parser: argparse.ArgumentParser) -> None:
     """What both benchmarks take."""
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b")
     parser.add_argument("--layers", type=int, help="K, of the assistant (default: a quarter of the target's)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of all weights (default: bfloat16, tofu_tiny float32)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of all weights (default: bfloat16, tofu_tiny float32)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -132,5 +124,7 @@ def common_options(parser: argparse.ArgumentParser) -> None:
 def versions() -> dict[str, str]:
     """What was measured with."""
     return {
-        "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(),
-    }  # fmt: skip
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

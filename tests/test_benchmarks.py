@@ -191,3 +191,94 @@ def test_goldfish_curve(monkeypatch, tmp_path, tiny_model, tiny_tokenizer, capsy
     with pytest.raises(SystemExit):
         curve.main()
     assert "name at least one as k=RUN" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_shape(monkeypatch):
+    """Two layers of width 64, of which one is the assistant's."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    shapes = importlib.import_module("uld_shapes")
+    shape = {**shapes.SHAPES["tofu_tiny"], "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 96}
+    monkeypatch.setitem(shapes.SHAPES, "small", shape)
+    return {"shape": "small", "layers": 1, "dtype": "float32", "threads": torch.get_num_threads()}
+
+
+def test_uld_steps(small_shape, monkeypatch, tmp_path, capsys):
+    """NPO trains the 64 * (96 + 1) weights of embeddings and final norm, and of both layers 4 * 64 * 256 in
+    the attention (4 heads of 64), 3 * 64 * 704 in the MLP and 2 * 64 in norms. An adapter has 32 * (in + out)
+    for each matrix: 4 * 32 * 320 + 3 * 32 * 768 a layer.
+    """
+    steps = importlib.import_module("uld_steps")
+    out = tmp_path / "out.json"
+    memory = {"ULD": 2**30, "NPO, live": 3 * 2**30, "NPO, cached": 2**31, "NPO, LoRA": 2**31}
+    monkeypatch.setattr(steps, "memories", lambda settings: memory)
+    options = "--layers 1 --dtype float32 --rows 2 --question 3 --answer 4 --rounds 2 --warm-up 0 --adamw"
+    arguments = ["--shape", "small", *options.split(), "--threads", str(small_shape["threads"])]
+    monkeypatch.setattr("sys.argv", ["uld_steps", *arguments, "--json", str(out)])
+    steps.main()
+    found = json.loads(out.read_text())["steps"]
+    whole = 64 * 97 + 2 * (4 * 64 * 256 + 3 * 64 * 704 + 2 * 64)
+    adapter = 4 * 32 * 320 + 3 * 32 * 768
+    assert {name: n["trained"] for name, n in found.items()} == {
+        "ULD": adapter, "NPO, live": whole, "NPO, cached": whole, "NPO, LoRA": 2 * adapter,
+    }  # fmt: skip
+    assert [n["memory_ratio"] for n in found.values()] == [1, 3, 2, 2]
+    assert found["ULD"]["cpu_ratio"] == [1, 1, 1]
+    assert all(0 < n["cpu_ratio"][1] <= n["cpu_ratio"][0] <= n["cpu_ratio"][2] for n in found.values())
+    assert "| NPO, live |" in capsys.readouterr().out
+
+
+def test_the_steps_of_uld_and_npo_train_what_they_say(small_shape):
+    """The assistant runs one layer of two; a reference with other weights than the rest is noticed."""
+    steps, methods = (importlib.import_module(name) for name in ("uld_steps", "uld_methods"))
+    settings = methods.Settings(**small_shape, rows=2, question=3, answer=4)
+    rows = methods.load_rows(settings)
+    assert [row["labels"][:3] for row in rows["forget"]] == [[-100] * 3] * 8
+    items = methods.batches(rows, settings, 5)
+    assert [len(step) for step in items] == [2] * 5
+    target = settings.model()
+    methods.add_reference(target, rows, "cpu")
+    made = {name: make(target, settings, settings.model()) for name, make in methods.METHODS.items()}
+    assert len(made["ULD"].policy.get_base_model().model.layers) == 1
+    assert steps.check_references(made, items[0], "float32") <= 1e-4
+    with torch.no_grad():
+        made["NPO, live"].provider.model.lm_head.weight.mul_(30)
+    with pytest.raises(AssertionError, match="the losses of NPO differ"):
+        steps.check_references(made, items[0], "float32")
+
+
+def test_peak_memory_of_a_step(small_shape, monkeypatch):
+    """256 * 32,000 weights of the embeddings, and as many gradients, are 65 MB in float32."""
+    steps, methods = (importlib.import_module(name) for name in ("uld_steps", "uld_methods"))
+    shapes = importlib.import_module("uld_shapes").SHAPES
+    shapes["small"] |= {"hidden_size": 256, "vocab_size": 32000}
+    settings, sent = methods.Settings(**small_shape, rows=1, question=2, answer=2), []
+    steps.peak_memory("NPO, cached", settings, SimpleNamespace(send=sent.append))
+    assert 50e6 < sent[0] < 300e6
+
+
+def test_uld_generation(small_shape, monkeypatch, tmp_path, capsys):
+    """The pair says something else than its target, and the same by either loop; 1 layer of 2 may take 1.5 *
+    1.25 of the target's time."""
+    generation = importlib.import_module("uld_generation")
+    settings = generation.Settings(**small_shape)
+    target, pair = generation.prepared(settings)
+    prompts = [[5, 6, 7], [8, 9, 10]]
+    texts = {
+        (loop, name): run(model, prompts, 6)
+        for loop, run in generation.LOOPS.items()
+        for name, model in (("target", target), ("pair", pair))
+    }
+    assert texts["generate", "pair"] == texts["decode", "pair"] != texts["decode", "target"]
+    assert texts["generate", "target"] == texts["decode", "target"]
+    out = tmp_path / "out.json"
+    options = "--layers 1 --rows 2 --prompt 3 --new 4 --rounds 2 --warm-up 0"
+    arguments = ["--shape", "small", *options.split(), "--threads", str(small_shape["threads"])]
+    monkeypatch.setattr("sys.argv", ["uld_generation", *arguments, "--json", str(out)])
+    generation.main()
+    numbers = json.loads(out.read_text())
+    assert (numbers["layers"], numbers["of"], numbers["allowed"]) == (1, 2, 1.5 * 1.25)
+    for loop in generation.LOOPS:
+        ratio, low, high = numbers["loops"][loop]["cpu"]["ratio"]
+        assert 0 < low <= ratio <= high
+    assert "| decode |" in capsys.readouterr().out

@@ -90,10 +90,10 @@ def logits(model: Any, **options: Any) -> Tensor:
 
 ELSEWHERE = """
 import importlib.machinery, json, sys
-found = importlib.machinery.PathFinder.find_spec
+real = importlib.machinery.PathFinder.find_spec
 absent = ("unlearnkit", "peft")
 importlib.machinery.PathFinder.find_spec = classmethod(
-    lambda cls, name, *rest: None if name.split(".")[0] in absent else found(name, *rest)
+    lambda cls, name, *rest: None if name.split(".")[0] in absent else real(name, *rest)
 )
 for name in absent:
     try:
@@ -103,11 +103,11 @@ for name in absent:
         pass
 import torch, transformers
 model = eval(sys.argv[1])
-tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[2])
+tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[2], trust_remote_code=True)
 ids = torch.tensor(json.loads(sys.argv[3]))
 said = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
-print(json.dumps({"logits": model(ids).logits.tolist(), "said": said.tolist(), "class": type(model).__name__,
-                  "text": tokenizer.decode(said[0])}))
+found = {"logits": model(ids).logits.tolist(), "said": said.tolist(), "text": tokenizer.decode(said[0])}
+print(json.dumps({**found, "class": type(model).__name__}))
 """
 
 
@@ -122,7 +122,7 @@ def test_a_pair_opens_where_unlearnkit_is_not_installed(run: Run, runs: Path, tm
         env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    found = json.loads(done.stdout)
     own = load_model(str(runs / "pair" / "model"))
     assert found["class"] == "ULDForCausalLM"
     assert torch.allclose(torch.tensor(found["logits"]), logits(own), atol=1e-5)
@@ -263,6 +263,7 @@ def test_an_interrupted_export_leaves_nothing(
         (["adapter", "out", "--dtype", "float16"], "here an adapter is copied; leave it out"),
         (["pair", "out", "--light", "--dtype", "float16"], "--dtype changes whole weights"),
         (["pair", "out", "--set", "seed=1"], "--set changes how a pair is distilled; add --distill"),
+        (["pair", "out", "--answers", "5"], "--answers changes how a pair is distilled; add --distill"),
         (["pair", "file"], "file exists and is not empty; name another folder"),
         (["nothing"], "nothing holds no model and is no run; name a run, its folder or a model folder"),
         (["begun"], "the training in begun has not come to its end (it is started); give its `unlearnkit"),
@@ -281,7 +282,7 @@ def test_mistakes(
     run: Run, runs: Path, tmp_path: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told in one sentence before any model is loaded, and nothing is written."""
-    monkeypatch.setattr("unlearnkit.models.load.load_model", None)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "nothing").mkdir()
     (tmp_path / "full").mkdir()
@@ -308,7 +309,7 @@ def test_a_pair_that_holds_its_target_has_no_light_form(run: Run) -> None:
 
 # ---- Distillation --------------------------------------------------------------------------------------
 
-SHORT = ("--set", "training.num_train_epochs=2", "--set", "training.save_strategy=steps",
+SHORT = ("--set", "training.num_train_epochs=6", "--set", "training.save_strategy=steps",
          "--set", "training.save_steps=1")  # fmt: skip
 
 
@@ -345,7 +346,8 @@ def test_distil_killed_and_taken_up_again(run: Run, runs: Path, tmp_path: Path) 
     assert files(runs / "pair") == before
 
     asked = lines(made / "answers_forget.jsonl")
-    assert len(asked) == 6
+    assert 0 < len(asked) <= 6  # empty ones are left out
+    assert json.loads((made / "answers.json").read_text())["rows"]["forget"] == len(asked)
     assert all(row["prompt"] and row["completion"] for row in asked)
     manifest = json.loads((made / "manifest.json").read_text())
     assert (manifest["status"], manifest["method"]) == ("complete", "unlearnkit.training.distill")
@@ -353,8 +355,9 @@ def test_distil_killed_and_taken_up_again(run: Run, runs: Path, tmp_path: Path) 
     assert found["name"] == "pair"
     assert found["serving"]["weights"] == {"target": 1.0, "assistant": -0.75}
     assert list(found["kl"]) == ["forget", "forget_answered", "retain", "retain_answered"]
-    for one in found["kl"].values():
-        assert 0 < one["kl"] < one["kl_before"]
+    assert sum(one["kl"] for one in found["kl"].values()) < sum(
+        one["kl_before"] for one in found["kl"].values()
+    )
     assert (made / "comparison" / "report.html").is_file()
     assert "The pair and the adapter side by side" in out
     # The adapter is exported like any other.
@@ -367,7 +370,7 @@ def test_another_pair_is_not_distilled_into_the_same_folder(run: Run, tmp_path: 
     before = files(tmp_path)
     code, _, err = run("pair", "out", "--distill", "--alpha", "0.5", *one)
     assert code == 2
-    assert "out was distilled from another pair (or from this one trained again, or served otherwise)" in err
+    assert "out was distilled from another pair (or this one trained again, served otherwise or asked" in err
     assert files(tmp_path) == before
 
 

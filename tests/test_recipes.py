@@ -46,6 +46,8 @@ def small(recipe: Recipe, model: Path, root: str = "fictional") -> list[str]:
         out.append("training.layer=1")  # the tiny model has two
     if "num_layers" in recipe.training:
         out.append("training.num_layers=1")
+    if "small" in recipe.training:
+        out.append(f"training.small={model}")
     for name, specs in recipe.data.streams.items():
         several = len(specs) > 1
         out += [

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearnkit.distilling_answers import (
+    MOST_ROWS,
     SETS,
     answers_file,
     evenly,
@@ -38,10 +39,13 @@ _CARRIED = (
     "save_steps", "dataloader_num_workers", "use_cpu",
 )  # fmt: skip
 #: Parts of an evaluation that only the pair's own run has.
-_NOT_EVALUATED = {"alphas": [], "every": None, "keep": None, "stop": None}
+_NOT_EVALUATED: dict[str, Any] = {"alphas": [], "every": None, "keep": None, "stop": None}
 
 
-def distill(run: RunDir, out: Path | None, served: Mapping[str, float], settings: Sequence[str]) -> Path:
+def distill(
+    run: RunDir, out: Path | None, served: Mapping[str, float], settings: Sequence[str] = (),
+    answers: int = MOST_ROWS,
+) -> Path:  # fmt: skip
     """Distil a run's pair; returns the folder of the new run.
 
     Args:
@@ -50,6 +54,7 @@ def distill(run: RunDir, out: Path | None, served: Mapping[str, float], settings
             settings are not the usual ones.
         served: `alpha` and `top_logit_filter` where the pair is not served with its own.
         settings: overrides of the recipe that is made.
+        answers: prompts of each set that the pair answers itself, at most.
 
     Raises:
         UserError: before a model is loaded where that is possible.
@@ -62,18 +67,23 @@ def distill(run: RunDir, out: Path | None, served: Mapping[str, float], settings
     quiet()
     made = RunDir(out or default_folder(run, served, settings))
     recipe = distilled_recipe(run, made, served, settings)
-    pair = _pair_identity(run.model, served)
+    pair = _identity(run.model, served, answers)
     _refuse_other(made, pair)
     training_args(recipe, str(made.checkpoints))  # its settings, before the pair speaks
     check_evaluation(recipe)
     with made.in_use():
-        recipe = _with_answers(recipe, made, pair)
+        recipe = _with_answers(recipe, made, pair, answers)
     run_one(recipe, made, ("train",))
     _record(recipe, made, run)
     run_one(recipe, made)
     if recipe.evaluation.suite is not None and (run.root / "eval").is_dir():
         compared = write_report([run.root, made.root], made.root / "comparison")
         say(f"The pair and the adapter side by side: {compared.html}")
+        if served:
+            say(
+                "There the pair is served as in its own run; to compare like with like, run that again with "
+                "serving.alpha and serving.top_logit_filter (nothing is trained)"
+            )
     return made.root
 
 
@@ -93,7 +103,7 @@ def distilled_recipe(
             f"{run.root} has no recipe.yaml, which names the data to distil on; give the folder of a whole "
             "run"
         )
-    before = load_recipe(run.recipe, check_training=False)
+    before = load_recipe(run.recipe, ["needs=[]"], check_training=False)
     given = {one.partition("=")[0].removeprefix("data.") for one in settings}
     sets = [name for name in SETS if name in before.data.streams or name in given]
     if not sets:
@@ -138,12 +148,12 @@ def default_folder(run: RunDir, served: Mapping[str, float], settings: Sequence[
     return root.with_name(f"{root.name}-distilled{f'-{fingerprint(sorted(changed))[:6]}' if changed else ''}")
 
 
-def _pair_identity(model: Path, served: Mapping[str, float]) -> str:
-    """Names a pair by its files and by how it is served, without loading it."""
+def _identity(model: Path, served: Mapping[str, float], answers: int) -> str:
+    """Names a pair by its files and by how it is served, without loading it, and how much it is asked."""
     config = read_json(model / "config.json")
     weights = sorted(model.rglob("*.safetensors"))
     return fingerprint(
-        config["weights"], config.get("top_logit_filter"), dict(served),
+        config["weights"], config.get("top_logit_filter"), dict(served), answers,
         [(str(p.relative_to(model)), p.stat().st_size, p.stat().st_mtime_ns) for p in weights],
     )  # fmt: skip
 
@@ -167,16 +177,16 @@ def _refuse_other(made: RunDir, pair: str) -> None:
             )
     elif read_json(known).get("pair") != pair:
         raise UserError(
-            f"{root} was distilled from another pair (or from this one trained again, or served otherwise); "
-            "name another folder, or remove it"
+            f"{root} was distilled from another pair (or this one trained again, served otherwise or "
+            "asked more); name another folder, or remove it"
         )
 
 
-def _with_answers(recipe: Recipe, made: RunDir, pair: str) -> Recipe:
+def _with_answers(recipe: Recipe, made: RunDir, pair: str, most: int) -> Recipe:
     """The recipe once the pair's answers lie in the new run's folder, without streams that have none."""
     known = made.root / _ANSWERS
     if not known.is_file():
-        write_json(known, {"pair": pair, "rows": write_answers(recipe, made.root)})
+        write_json(known, {"pair": pair, "rows": write_answers(recipe, made.root, most)})
     rows = read_json(known)["rows"]
     gone = [f"{name}_answered" for name in SETS if not rows.get(name)]
     data, training = recipe.data, dict(recipe.training)

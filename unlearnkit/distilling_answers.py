@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 
 #: The sets that are distilled on; the pair's own answers to the prompts of NAME are the stream NAME_answered.
 SETS = ("forget", "retain")
-#: Prompts of a set that the pair answers itself, and rows of a stream on which the two are compared.
+#: Prompts of a set that the pair answers itself, and rows of a stream on which the two are compared, at most.
 MOST_ROWS = 1000
 #: Tokens of an answer where no suite bounds them.
 _MAX_NEW_TOKENS = 200
 
 
-def write_answers(recipe: Recipe, folder: Path) -> dict[str, int]:
+def write_answers(recipe: Recipe, folder: Path, most: int = MOST_ROWS) -> dict[str, int]:
     """Let the pair answer the prompts of each set, greedily, and write a file of JSON lines for each.
 
     What it says is kept by content, as it is in an evaluation, so that neither is asked twice.
+
+    Args:
+        most: prompts of each set, evenly spread; 0 for none.
 
     Returns:
         Set -> answers; sets of documents ask nothing, and empty answers are left out.
@@ -34,8 +37,8 @@ def write_answers(recipe: Recipe, folder: Path) -> dict[str, int]:
     from unlearnkit.data.formats import with_answer
 
     data = {name: load_rows(recipe.data, name) for name in SETS if name in recipe.data.streams}
-    asked = {name: evenly(table) for name, table in data.items() if not is_documents(table)}
-    if not asked:
+    asked = {name: evenly(table, most) for name, table in data.items() if not is_documents(table)}
+    if not any(asked.values()):
         return {}
     counts = " and ".join(f"{len(rows)} {name}" for name, rows in asked.items())
     say(f"{recipe.name}: the pair answers {counts} prompts")
@@ -59,9 +62,9 @@ def load_rows(data: DataSpec, name: str) -> Dataset:
     return load_stream(data.streams[name], root=data.root, name=name)
 
 
-def evenly(rows: Sequence[Any] | Dataset) -> list[Any]:
-    """At most MOST_ROWS of the rows, evenly spread."""
-    count = min(len(rows), MOST_ROWS)
+def evenly(rows: Sequence[Any] | Dataset, most: int = MOST_ROWS) -> list[Any]:
+    """At most so many of the rows, evenly spread."""
+    count = min(len(rows), most)
     return [rows[i * len(rows) // count] for i in range(count)]
 
 

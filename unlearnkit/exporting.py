@@ -49,6 +49,10 @@ def export(
     distill: Annotated[
         bool, typer.Option("--distill", help="Train one adapter of the target to answer as the pair does.")
     ] = False,
+    answers: Annotated[
+        int | None,
+        typer.Option(help="With --distill: prompts of each set that the pair answers (default 1000).", min=0),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="With --distill: a setting, such as training.learning_rate=5e-4."),
@@ -60,8 +64,9 @@ def export(
     served = {name: value for name, value in given.items() if value is not None}
     request = Request(source, served, light=light, merge=merge, dtype=dtype)
     if not distill:
-        if settings:
-            raise UserError("--set changes how a pair is distilled; add --distill, or leave it out")
+        if settings or answers is not None:
+            said = "--set" if settings else "--answers"
+            raise UserError(f"{said} changes how a pair is distilled; add --distill, or leave it out")
         write(request, out or Path("exports") / request.name)
         return
     if light or merge or dtype is not None:
@@ -72,8 +77,9 @@ def export(
             "name such a run"
         )
     from unlearnkit.distilling import distill as start
+    from unlearnkit.distilling_answers import MOST_ROWS
 
-    start(source.run, out, served, settings or ())
+    start(source.run, out, served, settings or (), MOST_ROWS if answers is None else answers)
 
 
 # ---- What is exported --------------------------------------------------------------------------------------

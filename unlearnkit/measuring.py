@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearnkit.evaluation.attacked import list_stages, slug
+from unlearnkit.evaluation.attacks import attack_class
 from unlearnkit.evaluation.results import ATTACKS, Evaluation, is_evaluation, read_evaluation
 from unlearnkit.evaluation.runner import evaluate
 from unlearnkit.evaluation.share import is_main, processes
@@ -59,7 +60,7 @@ class Measuring:
         roles["unlearned"] = (self.recipe.name.rsplit("/", 1)[-1], str(self.run.model))
         for role, (label, path) in roles.items():
             if path is not None:
-                own = attacks if role in spec.attack_roles else {}
+                own = _of_role(attacks, role) if role in spec.attack_roles else {}
                 several = alphas if role == "unlearned" else ()
                 one = self._one(suite, role, label, path, found.get("retain"), own, several)
                 self.asked += sum(part.asked for part in (one, *one.attacked, *one.others.values()))
@@ -96,6 +97,13 @@ class Measuring:
                 batch_tokens=spec.batch_tokens, max_new_tokens=spec.max_new_tokens, progress=self.progress,
                 **loading,
             )  # fmt: skip
+
+
+def _of_role(attacks: Mapping[str, Any], role: str) -> Mapping[str, Any]:
+    """The attacks that mean something for a role's model."""
+    if role == "unlearned":
+        return attacks
+    return {name: it for name, it in attacks.items() if getattr(attack_class(name), "controlled", True)}
 
 
 @contextlib.contextmanager

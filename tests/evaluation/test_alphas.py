@@ -20,7 +20,7 @@ from unlearnkit.evaluation.probes import score_answers, score_at
 from unlearnkit.evaluation.questions import likelihood_questions
 from unlearnkit.evaluation.results import alpha_folders, read_evaluation
 from unlearnkit.evaluation.runner import evaluate
-from unlearnkit.evaluation.serving import own_alpha, served_at, serving, weights_at
+from unlearnkit.evaluation.serving import served_at, serving, weights_at
 from unlearnkit.evaluation.suite import load_suite
 from unlearnkit.models.combined.modeling_combined import CombinedForCausalLM
 from unlearnkit.models.load import model_fingerprint
@@ -242,14 +242,20 @@ def test_the_model_is_served_as_before(run, pair):
     assert model_fingerprint(model) == name
 
 
-def test_weights_of_any_combination(tiny_model):
-    networks = {role: tiny_model() for role in ("base", "tuned", "untuned")}
-    model = CombinedForCausalLM.of(networks, {"base": 1.0, "tuned": 0.5, "untuned": -0.5}, kind="offset")
-    assert own_alpha(model) == 0.5
-    assert weights_at(model, 0.3) == {"base": 1.0, "tuned": 0.3, "untuned": -0.3}
-    model.config.weights = {"base": 1.0, "tuned": 0.0, "untuned": 0.0}
-    with pytest.raises(ModelError, match="alpha 0"):
-        weights_at(model, 0.3)
+def test_a_sweep_of_three_networks(run, tiny_model):
+    """Offset unlearning: alpha is the weight of one network and takes away another."""
+
+    def make(alpha):
+        networks = {role: make_pair(tiny_model()).networks["assistant"] for role in ("tuned", "untuned")}
+        for parameter in networks["untuned"].parameters():
+            parameter.data = parameter * 0.9
+        weights = {"base": 1.0, "tuned": alpha, "untuned": -alpha}
+        return CombinedForCausalLM.of({"base": tiny_model(), **networks}, weights, kind="offset")
+
+    found = run(make(1.0), alphas=[0.5])
+    same(found.alphas[0.5], run(make(0.5), cache=False))
+    assert found.alphas[0.5].summary["serving"]["weights"] == {"base": 1.0, "tuned": 0.5, "untuned": -0.5}
+    assert found["probability"] != pytest.approx(found.alphas[0.5]["probability"], rel=1e-4)
 
 
 def test_how_likelihoods_were_computed_is_recorded(run, pair, tiny_model):

@@ -20,7 +20,7 @@ data:
   forget: {name: forget10_perturbed, limit: 6}
   retain: {name: retain_perturbed, limit: 6}
 training: {max_steps: 2, per_device_train_batch_size: 4, learning_rate: 0.01, save_strategy: "no"}
-evaluation: {suite: SUITE, alphas: [0.25, 0.5], reference: TARGET}
+evaluation: {suite: SUITE, alphas: [0.25, 0.5], reference: TARGET, attacks: [strip_adapter, sampling]}
 """
 SUITE = """\
 suite: small
@@ -60,6 +60,12 @@ def test_another_alpha_needs_no_training_and_no_questions(run, monkeypatch, caps
     assert {s["role"] for s in (served, *first.values())} == {"unlearned"}
     assert first["0.5"]["metrics"]["quality"]["value"] is not None
     assert first["0.5"]["reference"] == served["reference"]
+    attacked = sorted(p.parents[1].name + "/" + p.name for p in folder.glob("eval/*/attacks/*"))
+    assert attacked == ["small/sampling", "small/strip_adapter", "small@retain/sampling"]
+    stripped = summary(measured / "attacks" / "strip_adapter" / "stripped")
+    assert "serving" not in stripped
+    target = summary(folder / "eval" / "small@target")
+    assert stripped["fingerprint"] == target["fingerprint"], "without its assistant the target answers"
     assert "alpha" in capsys.readouterr().out
 
     def nothing(*args, **kwargs):
@@ -69,7 +75,7 @@ def test_another_alpha_needs_no_training_and_no_questions(run, monkeypatch, caps
         monkeypatch.setattr(probes, name, nothing)
     weights = {path: path.stat().st_mtime_ns for path in folder.glob("model/**/*.safetensors")}
     assert weights
-    assert run("serving.alpha=0.5") == folder
+    assert run("serving.alpha=0.5", "evaluation.attacks=[strip_adapter]") == folder
     assert {path: path.stat().st_mtime_ns for path in weights} == weights, "not trained again"
     now = summary(measured)
     assert now["serving"]["alpha"] == 0.5

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unlearnkit.models.combined.combination import combine, kept_tokens
+from unlearnkit.models.combined.combination import combine, combine_each, kept_tokens
 
 V = 40
 RATES = (None, 0.01, 0.1, 0.3)
@@ -95,6 +95,16 @@ def test_the_same_as_token_by_token(weights, rate, filtered):
     for shape in ((12, V), (4, 3, V)):  # leading dimensions mean nothing
         other = combine([one.reshape(shape) for one in z], weights, filter_rate=rate, filtered=filtered)
         torch.testing.assert_close(other, found.reshape(shape), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("filtered", ["neutral", "removed"])
+def test_several_weightings_at_once_are_each_alone(filtered):
+    z, several = logits(5, V), [(1, -alpha) for alpha in (0.25, 0, 1.5)]
+    options = {"filter_rate": 0.1, "filtered": filtered}
+    found = list(combine_each(z, several, **options))
+    assert len(found) == 3
+    for weights, one in zip(several, found, strict=True):
+        assert torch.equal(one, combine(z, weights, **options))
 
 
 def test_half_precision_is_computed_in_float32():

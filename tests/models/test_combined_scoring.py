@@ -184,3 +184,18 @@ def test_each_networks_logits_of_targets_alone():
     plain = target_logits(model, batch)
     torch.testing.assert_close(model.combine(found.networks), plain.logits_NV, **TOLERANCE)
     assert torch.equal(found.targets_N, plain.targets_N)
+
+
+def test_labels_give_the_mean_nll_as_from_any_model():
+    """Row by row from the logits; what has no label does not count."""
+    model, batch = shared_pair("Llama"), left(ROWS)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, -2] = -100
+    with torch.no_grad():
+        out = model(**batch, labels=labels)
+    logp = out.logits.double().log_softmax(-1)
+    places = [(b, t) for b, t in (labels != -100).nonzero().tolist() if t > 0]
+    expected = sum(-float(logp[b, t - 1, labels[b, t]]) for b, t in places) / len(places)
+    assert float(out.loss) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="give input_ids"):
+        model(inputs_embeds=torch.zeros(1, 2, 8))

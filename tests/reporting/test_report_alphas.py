@@ -24,7 +24,7 @@ from unlearnkit.reporting.alphas_plot import LOWEST_LOG10, alpha_plot, points
 from unlearnkit.reporting.limits import ALPHA_CHOSEN, limits
 from unlearnkit.reporting.numbers import number
 from unlearnkit.reporting.tables import Cell
-from unlearnkit.reporting.views import RunView
+from unlearnkit.reporting.views import AlphaView, Metric, RunView
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,17 @@ def test_what_was_not_measured_has_no_column_and_no_sentence(run: RunView) -> No
     assert [name for name, _ in sweep.columns][:2] == ["model_utility", "forget_rouge"]
     assert "0.05" not in " ".join(sweep.sentences)
     assert "Forget quality" not in alpha_plot(sweep)
-    nothing = tuple(dataclasses.replace(view, metrics={}) for view in run.alphas)
+    own = {"mine": dataclasses.replace(run.main.metrics["forget_rouge"], name="mine", title="Mine")}
+    other = swept(dataclasses.replace(run, alphas=tuple(_only(view, own) for view in run.alphas)))
+    assert other.columns == (("mine", "Mine"),)
+    assert other.rows[0].numbers["mine"].value is None  # the target model was not asked
+    assert "Mine</text>" in alpha_plot(other)
+    nothing = tuple(_only(view, {}) for view in run.alphas)
     assert alpha_plot(swept(dataclasses.replace(run, alphas=nothing))) == ""
+
+
+def _only(view: AlphaView, found: dict[str, Metric]) -> AlphaView:
+    return dataclasses.replace(view, metrics=found)
 
 
 def test_the_points_of_the_plot_are_those_of_the_table(run: RunView) -> None:
@@ -135,7 +144,7 @@ def test_the_plot_marks_the_served_alpha_and_reads_out_the_table(run: RunView) -
     svg = alpha_plot(swept(run))
     for text in ("Forget quality (p)", "Distance D", "Model utility", "Forget ROUGE-L", "Forget probability"):
         assert f"{text}</text>" in svg
-    for text in ("served: alpha 0.75", "target model alone", "retain model"):
+    for text in ("Served: alpha 0.75", "Target model alone", "Retain model"):
         assert f"{text}</text>" in svg
     label = re.search(r'aria-label="([^"]*)"', svg)
     assert label is not None
@@ -189,7 +198,7 @@ def test_an_evaluation_folder_has_its_alphas_too(pair_run: Path, tmp_path: Path)
     folder = Path(shutil.copytree(pair_run / "eval" / "tofu", tmp_path / "tofu"))
     sweep = swept(load_run(folder))
     assert [row.role for row in sweep.rows] == ["unlearned"] * len(ALPHAS)
-    assert "retain model</text>" not in alpha_plot(sweep)
+    assert "Retain model</text>" not in alpha_plot(sweep)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_sizes_are_those_of_the_networks_and_of_what_was_trained(pair: RunView) 
     assert "Parameters: target 3\u202f145\u202f728, assistant 1\u202f376\u202f256." in lines(pair)
     told = dict(story(pair))
     assert told["What was asked"][0] == "Model: models/tofu_full."
-    assert "1\u202f376\u202f256 parameters, 98\u202f304 of them trained" in " ".join(told["What was done"])
+    assert "stands beside the target model (98\u202f304 parameters)" in " ".join(told["What was done"])
 
 
 @pytest.mark.parametrize(
@@ -135,12 +135,6 @@ def test_what_alpha_can_mend_needs_no_training(pair: RunView, code: str, remedy:
     assert ("needs no training" in text) == (remedy is not None)
     assert remedy is None or remedy in text
     assert text.startswith("The pair does it")
-
-
-def test_a_weight_is_not_alpha(pair: RunView) -> None:
-    run = served(pair, **serving("value", 0.5))
-    assert "with weight 0.5" in verdict_of(run).text
-    assert "alpha" not in verdict_of(run).text + lines(run)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +179,7 @@ def test_a_pair_and_what_was_distilled_from_it_side_by_side(
     sizes = {row["title"]: [cell.value for cell in row["cells"]] for row in table["rows"]}
     assert sizes["Parameters in all"] == [3_145_728 + 1_376_256, 3_244_032]
     assert sizes["Parameters trained"] == [98_304, 98_304]
-    assert sizes["KL to what was distilled, forget set"] == [None, 0.05]
+    assert sizes["KL to what was distilled, forget set (nats a token)"] == [None, 0.05]
     assert limits(runs)[0].startswith("uld: What was measured holds for the pair")
     written = write_report([pair_run, distilled], tmp_path)
     jsonschema.validate(json.loads(written.summary.read_text()), schema)

@@ -267,6 +267,14 @@ def test_the_retain_set_alone(make: Make) -> None:
     assert float(first_loss(trainer).detach()) > 0
 
 
+@pytest.mark.parametrize("kind", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_weights_that_are_shared_are_not_split(make: Make, kind: str) -> None:
+    trainer = make()
+    setattr(trainer, kind, True)
+    with pytest.raises(ModelError, match="start without --launch, or with --launch ddp"):
+        trainer._live_reference()
+
+
 def test_models_that_do_not_fit(make: Make, target: Path, tiny_model: Any) -> None:
     with pytest.raises(ModelError, match="is one ordinary model; name the model folder of a run"):
         make(pair=target)

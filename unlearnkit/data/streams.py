@@ -175,7 +175,9 @@ def _local(source: StreamSpec, root: str | None, name: str) -> Path | None:
         if source.path and (Path(source.path).suffix in _BUILDERS or source.path.startswith((".", "/", "~"))):
             places = [b for b in dict.fromkeys(bases) if b is bases[0] or Path(str(root)).is_dir()]
             also = "".join(f", nor does {place}" for place in places[1:])
-            raise DataError(f"{name}.path: {source.path} does not exist{also}; {nearby(places[-1].expanduser())}")
+            raise DataError(
+                f"{name}.path: {source.path} does not exist{also}; {nearby(places[-1].expanduser())}"
+            )
         if root is not None and root.startswith((".", "/", "~")) and not source.path:
             raise DataError(f"data.root: the folder {root} does not exist; check the path")
         return None

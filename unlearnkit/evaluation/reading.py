@@ -63,8 +63,8 @@ class Reading:
         for start in range(0, max(len(targets_N), 1), chunk):
             rows = slice(start, start + chunk)
             some = [one[rows] for one in logits]
-            for weights, found in zip(self.weights, parts, strict=True):
-                combined_NV = self.model.combine(some, weights=weights)
+            each = self.model.combine_each(some, self.weights)
+            for combined_NV, found in zip(each, parts, strict=True):
                 found.append(logprobs.token_statistics(combined_NV, targets_N[rows]))
         return [
             logprobs.ScoredTokens(*(torch.cat(column) for column in zip(*found, strict=True)))

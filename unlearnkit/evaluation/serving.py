@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearnkit.errors import ModelError, RecipeError
+from unlearnkit.models.combined.configuration_combined import alpha_of, weights_for
 from unlearnkit.models.load import COMBINED
 from unlearnkit.models.load import is_combined as is_combined_folder
 
@@ -24,22 +25,12 @@ def is_combined(model: Any) -> bool:
 
 def own_alpha(model: Any) -> float:
     """The alpha that a combined model is served with."""
-    _, second, *_ = model.networks
-    return abs(float(model.config.weights[second]))
+    return alpha_of(model.config)
 
 
 def weights_at(model: Any, alpha: float) -> dict[str, float]:
-    """Role -> weight of a combined model at another alpha.
-
-    Raises:
-        ModelError: the model is served with alpha 0, which does not say what is added and what subtracted.
-    """
-    own, weights, (first, *others) = own_alpha(model), model.config.weights, model.networks
-    if not own:
-        raise ModelError(
-            "the model is served with alpha 0, so other alphas mean nothing; give it one above 0"
-        )
-    return {first: weights[first], **{role: alpha * (weights[role] / own) for role in others}}
+    """Role -> weight of a combined model at another alpha."""
+    return weights_for(model.config.kind, alpha)
 
 
 @contextlib.contextmanager

@@ -145,7 +145,8 @@ def load_model(
             from unlearnkit.models.combined.modeling_combined import CombinedForCausalLM
 
             with quiet_peft():
-                return CombinedForCausalLM.from_pretrained(path, revision=revision, **options).eval()
+                made = CombinedForCausalLM.from_pretrained(path, revision=revision, **options)
+            return keep_packed_weights(made.eval())
         if is_adapter(path):
             refuse_assistant(path)
             from peft import PeftModel

@@ -27,6 +27,8 @@ _KINDS = {
     ),
 }
 
+_TOKENIZER = "transformers.AutoTokenizer.from_pretrained('FOLDER', trust_remote_code=True)"
+
 
 def write_pair_card(folder: Path, name: str, config: Mapping[str, Any], opening: str) -> None:
     """Write `README.md`; what a run's own card says stays below it.
@@ -58,7 +60,7 @@ def write_pair_card(folder: Path, name: str, config: Mapping[str, Any], opening:
         f"**The {first} model inside is unchanged and still knows everything.** Only what the networks say "
         f"together has forgotten: whoever has this folder can ask the {first} model alone. "
         f"{_where(config['sources'][first])}\n\n"
-        f"Open it with\n\n    {opening}\n"
+        f"Open it with\n\n    {opening}\n    {_TOKENIZER}\n"
     )
     made = f"\n## How it was made\n\n{before.strip()}\n" if before.strip() else ""
     write_atomic(path, text + made)

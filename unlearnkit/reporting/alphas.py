@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unlearnkit.reporting.numbers import MISSING, count
@@ -28,14 +28,13 @@ MOST_COLUMNS = 6
 WHAT_IT_DOES = {
     "uld": "Alpha says how much of the assistant is taken away from the target model: at 0 the target model "
     "answers alone; with a larger alpha more is forgotten, and more may be lost or be pushed too far.",
-    "offset": "Alpha says how much of the two small models' difference is added to the target model: at 0 "
+    "offset": "Alpha says how much of the two other models' difference is added to the target model: at 0 "
     "the target model answers alone; with a larger alpha more is forgotten, and more may be lost.",
-    "value": "The weight says how much of the small network is added to the base model: at 0 the base model "
+    "value": "Alpha says how much of the value network is added to the base model: at 0 the base model "
     "answers alone.",
 }
 CHOSEN = (
-    "Where {factor} was chosen by these numbers, they look better than the same numbers on new questions "
-    "would."
+    "Where alpha was chosen by these numbers, they look better than the same numbers on new questions would."
 )
 
 
@@ -43,7 +42,7 @@ CHOSEN = (
 class Row:
     """One model in the table: the combination with one alpha, or a model to compare with.
 
-    `numbers` has a cell for every metric of COLUMNS, and for LOG10.
+    `numbers` has a cell for LOG10, every metric of COLUMNS and every one of the suite.
     """
 
     title: str
@@ -57,8 +56,6 @@ class Row:
 class Sweep:
     """The section of a report; `columns` are (metric, title) of what was measured."""
 
-    factor: str
-    heading: str
     served: float | None
     columns: tuple[tuple[str, str], ...]
     rows: tuple[Row, ...]
@@ -84,37 +81,43 @@ def sweep_of(run: RunView) -> Sweep | None:
     served = serving(run)
     if not run.alphas or served is None:
         return None
-    factor = served.words.factor.removeprefix("the ")
+    titles = [(name, metric.title) for name, metric in run.alphas[0].metrics.items()]
+    names = [name for name, _ in (*COLUMNS, *titles)]
     rows = [
         Row(
-            f"{factor.capitalize()} {one.alpha:g}",
+            f"Alpha {one.alpha:g}",
             one.alpha,
             "unlearned",
-            _numbers(one.metrics),
+            _numbers(one.metrics, names),
             one.alpha == served.alpha,
         )
         for one in run.alphas
     ]
     if run.target is not None:
         title = f"{served.first.capitalize()} alone"
-        rows.insert(0, Row(title, 0.0, "target", _numbers(run.target.metrics)))
+        rows.insert(0, Row(title, 0.0, "target", _numbers(run.target.metrics, names)))
     if run.retain is not None:
-        rows.append(Row("Retain model", None, "retain", _numbers(run.retain.metrics)))
-    made = Sweep(factor, f"What {served.words.factor} does", served.alpha, _columns(rows), tuple(rows), ())
+        rows.append(Row("Retain model", None, "retain", _numbers(run.retain.metrics, names)))
+    made = Sweep(served.alpha, _columns(rows, titles), tuple(rows), ())
     return replace(made, sentences=tuple(_sentences(made, served)))
 
 
-def _numbers(metrics: Mapping[str, Metric]) -> dict[str, Cell]:
+def _numbers(metrics: Mapping[str, Metric], names: Iterable[str]) -> dict[str, Cell]:
     quality = metrics.get("forget_quality")
     numbers = {key: extra_cell(quality, key) for key in (LOG10, DISTANCE)}
-    return {name: cell(metrics.get(name)) for name, _ in COLUMNS if name not in numbers} | numbers
+    return {name: cell(metrics.get(name)) for name in names} | numbers
 
 
-def _columns(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
-    """The first of COLUMNS that were measured at some alpha."""
-    tried = [row for row in rows if row.role == "unlearned"]
-    found = [pair for pair in COLUMNS if any(row.numbers[pair[0]].value is not None for row in tried)]
-    return tuple(found[:MOST_COLUMNS])
+def _columns(rows: Sequence[Row], titles: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The first of COLUMNS that were measured at some alpha; of a suite without any, its own first ones."""
+    measured = {
+        name
+        for row in rows
+        for name, one in row.numbers.items()
+        if row.role == "unlearned" and one.value is not None
+    }
+    known = [pair for pair in COLUMNS if pair[0] in measured]
+    return tuple((known or [pair for pair in titles if pair[0] in measured])[:MOST_COLUMNS])
 
 
 def _sentences(sweep: Sweep, served: Serving) -> list[str]:
@@ -122,7 +125,7 @@ def _sentences(sweep: Sweep, served: Serving) -> list[str]:
         *([WHAT_IT_DOES[served.kind]] if served.kind in WHAT_IT_DOES else []),
         f"Served is {served.value}. Choosing it needed no new training: all of these have the same weights.",
         *_passing(sweep),
-        CHOSEN.format(factor=served.words.factor),
+        CHOSEN,
     ]
 
 
@@ -134,7 +137,7 @@ def _passing(sweep: Sweep) -> list[str]:
         return []
     above = [f"{row.alpha:g}" for row, value in known if value > P_LIMIT]
     amount = "all" if len(above) == len(known) else ", ".join(above) or "none"
-    measured = f"Of the {len(known)} {sweep.factor}s that were measured"
+    measured = f"Of the {len(known)} alphas that were measured"
     text = f"{measured}, forget quality is above {P_LIMIT} with {amount}"
     best, highest = max(known, key=lambda pair: pair[1])
     return [f"{text}, and highest with the served one." if best.served and highest > P_LIMIT else f"{text}."]

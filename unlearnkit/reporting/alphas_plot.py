@@ -34,10 +34,11 @@ def alpha_plot(sweep: Sweep) -> str:
             axes.set_title(title)
             _panel(axes, sweep, LOG10 if name == "forget_quality" else name)
             if place > len(sweep.columns) - columns:
-                axes.set_xlabel(sweep.factor)
-        handles, labels = fig.axes[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside upper left", ncols=len(labels))
-        return to_svg(fig, f"Forgetting and keeping against {sweep.factor}. {in_words(sweep)}")
+                axes.set_xlabel("alpha")
+        named = [axes.get_legend_handles_labels() for axes in fig.axes]
+        found = {label: handle for pair in named for handle, label in zip(*pair, strict=True)}
+        fig.legend(list(found.values()), list(found), loc="outside upper left", ncols=len(found))
+        return to_svg(fig, f"Forgetting and keeping against alpha. {in_words(sweep)}")
 
 
 def points(rows: list[Row], name: str) -> list[tuple[float, float, float, float]]:
@@ -62,15 +63,16 @@ def _panel(axes: Axes, sweep: Sweep, name: str) -> None:
     tried, before = points(sweep.tried, name), points([target] if target else [], name)
     alphas, values, lows, highs = np.array(tried).T
     axes.fill_between(alphas, lows, highs, color=colour, alpha=0.13, linewidth=0)
-    for _, value, _, _ in before:  # without the assistant it is the target model, by definition
+    if target and before:  # where nothing is added or taken away
+        value = before[0][1]
         axes.plot([0, alphas[0]], [value, values[0]], color=colour, linewidth=1.2, linestyle=(0, (2, 2)))
-        axes.plot([0], [value], **_marker("target"), label="target model alone")
+        axes.plot([0], [value], **_marker("target"), label=target.title)
     axes.plot(alphas, values, color=colour)
-    axes.plot(alphas, values, **_marker("unlearned"), label=f"served together, by {sweep.factor}")
+    axes.plot(alphas, values, **_marker("unlearned"), label="Served together, by alpha")
     _served(axes, sweep, tried)
     retain = _level(sweep.of("retain"), name)
     if retain is not None:
-        axes.axhline(retain, color=COLOURS["retain"], linestyle=DASHES["retain"], label="retain model")
+        axes.axhline(retain, color=COLOURS["retain"], linestyle=DASHES["retain"], label="Retain model")
     axes.set_xlim(0, 1.05 * alphas[-1])
     axes.locator_params(axis="x", nbins=6)
     if name == LOG10:
@@ -107,5 +109,5 @@ def _served(axes: Axes, sweep: Sweep, tried: list[tuple[float, float, float, flo
             axes.plot(
                 [alpha], [value], marker="o", markersize=14, markerfacecolor="none", markeredgecolor=INK,
                 markeredgewidth=1.8, linestyle="none", clip_on=False, zorder=4,
-                label=f"served: {sweep.factor} {alpha:g}",
+                label=f"Served: alpha {alpha:g}",
             )  # fmt: skip

@@ -15,7 +15,7 @@ from unlearnkit.reporting.views import RunView
 TITLE = "What is served"
 LEAD = (
     "What answers the questions of each run, and how large it is. Parameters that two networks share are "
-    "counted in both. Where the weights of the model that was to forget are unchanged, they hold it still."
+    "counted in both. Unchanged weights still hold what was to be forgotten."
 )
 ONE_MODEL, UNDER_ADAPTER = "one model", "one model under an adapter"
 
@@ -42,7 +42,7 @@ def _near_rows(runs: Sequence[RunView]) -> list[tuple[str, list[Cell]]]:
     found = [{one.where: one for one in nearness(run)} for run in runs]
     return [
         (
-            f"KL to what was distilled, {where}",
+            f"KL to what was distilled, {where} (nats a token)",
             [_near(one.get(where)) for one in found],
         )
         for where in dict.fromkeys(where for one in found for where in one)

@@ -25,13 +25,11 @@ class Kind:
     """The words for one way of combining networks."""
 
     noun: str
-    """"pair" or "combination", after "the"."""
-    factor: str
-    """What the weight is called that can be changed without training."""
+    """"pair" or "combination"."""
     parts: str
-    """The networks of it, after "the pair of"."""
+    """Its networks."""
     how: str
-    """How their predictions become one; with the value of the weight."""
+    """How their predictions become one, with the value of alpha."""
     unchanged: str
     """What was not changed, and what does the forgetting in its place."""
     without: str
@@ -43,7 +41,6 @@ class Kind:
 KINDS = {
     "uld": Kind(
         "pair",
-        "alpha",
         "the target model and a small assistant",
         "The assistant's log-probabilities, times alpha = {value}, are taken away from the target model's.",
         "The target model was not changed, and its weights still hold everything that was to be forgotten. "
@@ -53,31 +50,28 @@ KINDS = {
     ),
     "offset": Kind(
         "combination",
-        "alpha",
-        "the target model and two small models, one that was trained to forget and the same one before",
-        "The difference of the two small models' log-probabilities, times alpha = {value}, is added to the "
-        "target model's.",
+        "the target model and two others, one that was trained to forget and the same one before",
+        "The difference of the two others' log-probabilities, times alpha = {value}, is added to the target "
+        "model's.",
         "The target model was not changed, and its weights still hold everything that was to be forgotten. "
-        "Forgetting is the work of the difference between the two small models.",
-        "the two small ones",
+        "Forgetting is the work of the difference between the two others.",
+        "the two others",
         "the target model's weights still hold {them}",
     ),
     "value": Kind(
         "pair",
-        "the weight",
-        "a base model and a small network that was trained to foresee what training would change",
-        "The small network's log-probabilities, times the weight {value}, are added to the base model's.",
+        "a base model and a value network, which was trained to foresee what training would add to it",
+        "The value network's log-probabilities, times alpha = {value}, are added to the base model's.",
         "The base model was not changed: whatever its weights held, they still hold. What the pair does "
-        "otherwise is the work of the small network.",
-        "the small network",
+        "otherwise is the work of the value network.",
+        "the value network",
         "the base model's weights are as they were",
     ),
 }
 _OTHER = Kind(
     "combination",
-    "the weights",
     "several networks",
-    "Their log-probabilities are added up with these weights: {value}.",
+    "Their log-probabilities are added up, those of all but the first weighted by alpha = {value}.",
     "The first network was not changed: whatever its weights held, they still hold. What the "
     "combination does otherwise is the work of the others.",
     "the others",
@@ -117,17 +111,14 @@ class Serving:
 
     @property
     def value(self) -> str:
-        """The weight that can be changed without training, as text."""
-        if self.alpha is not None:
-            return f"{self.alpha:g}"
-        return ", ".join(f"{name} {weight:g}" for name, weight in self.weights.items()) or "not recorded"
+        """Alpha, which can be changed without training, as text."""
+        return "not recorded" if self.alpha is None else f"{self.alpha:g}"
 
     @property
     def short(self) -> str:
         """In a table: "pair, alpha 0.75, filter 0.01"."""
-        name = {"alpha": "alpha ", "the weight": "weight "}.get(self.words.factor, "")
         rate = "no filter" if self.top_logit_filter is None else f"filter {self.top_logit_filter:g}"
-        return f"{self.words.noun}, {name}{self.value}, {rate}"
+        return f"{self.words.noun}, alpha {self.value}, {rate}"
 
 
 def serving_of(view: EvalView | None) -> Serving | None:
@@ -150,13 +141,11 @@ def serving_of(view: EvalView | None) -> Serving | None:
 
 
 def _alpha(kind: str, entry: Mapping[str, Any], weights: Mapping[str, float]) -> float | None:
-    """The one weight that all others follow from; None where the kind is not known."""
+    """The size of all weights but the first; None where it is not known."""
     if (given := _number(entry.get("alpha"))) is not None:
         return given
     others = list(weights.values())[1:]
-    if kind not in KINDS or not others:
-        return None
-    return abs(others[0]) if kind == "uld" else others[0]
+    return abs(others[0]) if kind in KINDS and others else None
 
 
 def _number(value: Any) -> float | None:
@@ -174,8 +163,9 @@ def terms(run: RunView) -> set[str]:
     served = serving(run)
     if served is None:
         return {"distillation"} if distilled_from(run) else set()
-    named = {"uld": {"assistant", "alpha"}, "offset": {"alpha"}}.get(served.kind, set())
-    return {"distillation", *named, *(["filter"] if served.top_logit_filter is not None else [])}
+    named = {"assistant"} if served.kind == "uld" else set()
+    filtered = {"filter"} if served.top_logit_filter is not None else set()
+    return {"alpha", "distillation"} | named | filtered
 
 
 def with_serving(verdict: Verdict, run: RunView) -> Verdict:
@@ -187,8 +177,8 @@ def with_serving(verdict: Verdict, run: RunView) -> Verdict:
     if headline.startswith("The model "):
         headline = f"The {words.noun} {headline.removeprefix('The model ')}"
     told = (
-        f"Measured is a {words.noun} that must be served together, with {_small(words.factor)} "
-        f"{served.value}: {words.parts}. {words.unchanged}"
+        f"Measured is a {words.noun} that must be served together, with alpha {served.value}: "
+        f"{words.parts}. {words.unchanged}"
     )
     tone = verdict.tone
     if verdict.code in _FORGOTTEN:
@@ -208,12 +198,7 @@ def _remedy(verdict: Verdict, served: Serving) -> list[str]:
         return []
     if served.alpha is None:
         return []
-    factor = _small(served.words.factor)
-    return [f"Another remedy, which needs no training, is to serve it with a {size} {factor}."]
-
-
-def _small(factor: str) -> str:
-    return factor.removeprefix("the ")
+    return [f"Another remedy, which needs no training, is to serve it with a {size} alpha."]
 
 
 def served_lines(run: RunView) -> list[str]:

@@ -118,12 +118,11 @@ def _keeping(run: RunView) -> list[str]:
 
 def _beside(run: RunView) -> list[str]:
     """What was trained, where it is not the model that was to forget."""
-    model, served = run.manifest.get("model") or {}, serving(run)
-    if served is None or not model.get("parameters"):
+    served, model = serving(run), run.manifest.get("model") or {}
+    if served is None:
         return []
-    trained = f", {count(model['trainable'])} of them trained" if model.get("trainable") else ""
-    size = f"of {count(model['parameters'])} parameters{trained}"
-    return [f"Trained was a network beside the {served.first}, {size}; the {served.first} was not changed."]
+    size = f" ({count(model['trainable'])} parameters)" if model.get("trainable") else ""
+    return [f"What was trained stands beside the {served.first}{size}; the {served.first} was not changed."]
 
 
 def _measured(run: RunView) -> list[str]:

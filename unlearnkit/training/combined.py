@@ -26,6 +26,7 @@ from unlearnkit.models.combined.layers import text_config
 from unlearnkit.models.combined.modeling_combined import CombinedForCausalLM, CombinedOutput
 from unlearnkit.models.load import load_model, load_tokenizer
 from unlearnkit.run import resolve_path
+from unlearnkit.training.documents import refuse_beyond_positions
 from unlearnkit.training.prepare import with_adapter
 from unlearnkit.training.trainer import UnlearnTrainer
 
@@ -216,6 +217,7 @@ class CombinedTrainer(UnlearnTrainer):
             return base
         small = load_model(path, dtype=str(base.dtype).removeprefix("torch."))
         refuse_other_tokens({"target": base, "small": small}, self.processing_class, path)
+        refuse_beyond_positions(self.tokenized, small.config)
         return small
 
 

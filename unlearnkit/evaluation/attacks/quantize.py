@@ -168,13 +168,9 @@ def _each_quantized(model: Any, kind: str, int8_threshold: float) -> tuple[Any, 
     made = {role: quantized(one, kind, int8_threshold=int8_threshold) for role, one in model.networks.items()}
     sizes = [sum(p.numel() for p in one.parameters()) for one in model.networks.values()]
     told = [facts for _, facts in made.values()]
-    facts: dict[str, Any] = {
-        "layers": sum(one["layers"] for one in told),
-        "layers_left": sum(one["layers_left"] for one in told),
-        "weights_share": round(
-            sum(one["weights_share"] * size for one, size in zip(told, sizes, strict=True)) / sum(sizes), 4
-        ),
-    }
+    facts: dict[str, Any] = {name: sum(one[name] for one in told) for name in ("layers", "layers_left")}
+    share = sum(one["weights_share"] * size for one, size in zip(told, sizes, strict=True)) / sum(sizes)
+    facts["weights_share"] = round(share, 4)
     if notes := [f"{role}: {one['note']}" for role, (_, one) in made.items() if "note" in one]:
         facts["note"] = "; ".join(notes)
     config = model.config

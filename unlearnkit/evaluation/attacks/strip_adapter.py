@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from unlearnkit.errors import ModelError
 from unlearnkit.evaluation.attacks.subject import Subject
@@ -23,6 +23,9 @@ from unlearnkit.evaluation.serving import is_combined
 @dataclass(frozen=True)
 class StripAdapter:
     """Leave out the adapter, or ULD's assistant, as somebody can who is given the weights."""
+
+    #: A retain model has nothing to leave out, so that a recipe does not attack it as a control.
+    controlled: ClassVar[bool] = False
 
     def refuse(self, subject: Subject) -> None:
         """Find out what `stages` would refuse; it costs nothing."""

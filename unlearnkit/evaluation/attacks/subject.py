@@ -42,7 +42,8 @@ class Attack(Protocol):
     """A frozen dataclass of options. Its docstring's first line is what `unlearnkit ls attacks` shows.
 
     It may also have `check()`, called before a model is loaded, and `refuse(subject)`, called before anything
-    is asked: both raise a `UserError` where the attack cannot be made.
+    is asked: both raise a `UserError` where the attack cannot be made. `controlled = False` says that a
+    recipe attacks the unlearned model alone.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]

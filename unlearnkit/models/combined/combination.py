@@ -16,7 +16,7 @@ networks have no opinion about them: `neutral` sets s_i(v) = -log V, as if they 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -56,8 +56,15 @@ def combine(
         ValueError: another number of networks than of weights, different vocabularies, or an unknown
             `filtered`.
     """
-    if len(logits) != len(weights):
-        raise ValueError(f"{len(logits)} networks have {len(weights)} weights; give one weight for each")
+    (combined,) = combine_each(logits, [weights], filter_rate=filter_rate, filtered=filtered)
+    return combined
+
+
+def combine_each(
+    logits: Sequence[Tensor], several: Iterable[Sequence[float]], *, filter_rate: float | None = None,
+    filtered: str = "neutral",
+) -> Iterator[Tensor]:  # fmt: skip
+    """As `combine`, with one weighting after another; what they have in common is computed once."""
     if len(widths := {z.shape[-1] for z in logits}) > 1:
         raise ValueError(
             f"the networks' vocabularies have {' and '.join(map(str, sorted(widths)))} tokens; only networks "
@@ -65,17 +72,21 @@ def combine(
         )
     if filtered not in FILTERED:
         raise ValueError(f"filtered is {filtered!r}; use {' or '.join(FILTERED)}")
-    first = torch.log_softmax(_wide(logits[0]), dim=-1)
-    combined = first * weights[0] if weights[0] != 1 else first
-    for z, weight in zip(logits[1:], weights[1:], strict=True):
-        if weight:
-            combined = combined + weight * torch.log_softmax(_wide(z), dim=-1)
-    if not filter_rate:
-        return combined
-    kept = kept_tokens(first.detach(), filter_rate)
-    if filtered == "removed":
-        return combined.masked_fill(~kept, -math.inf)
-    return torch.where(kept, combined, first - sum(weights[1:]) * math.log(first.shape[-1]))
+    first, *others = (torch.log_softmax(_wide(z), dim=-1) for z in logits)
+    kept = kept_tokens(first.detach(), filter_rate) if filter_rate else None
+    for weights in several:
+        if len(logits) != len(weights):
+            raise ValueError(f"{len(logits)} networks have {len(weights)} weights; give one weight for each")
+        combined = first * weights[0] if weights[0] != 1 else first
+        for logps, weight in zip(others, weights[1:], strict=True):
+            if weight:
+                combined = combined + weight * logps
+        if kept is None:
+            yield combined
+        elif filtered == "removed":
+            yield combined.masked_fill(~kept, -math.inf)
+        else:
+            yield torch.where(kept, combined, first - sum(weights[1:]) * math.log(first.shape[-1]))
 
 
 def _wide(z: Tensor) -> Tensor:

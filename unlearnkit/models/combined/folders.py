@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import cached_file
 
-from .layers import first_layers, text_config
+from .layers import first_layers, is_quantised, text_config
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +45,12 @@ def weights_digest(model: Any) -> str:
     """16 hexadecimal digits that name a model's weights by numbers drawn evenly from each of them.
 
     Numbers are rounded to bfloat16 first, so that the same weights read as float32 have the same name. Of a
-    model with an adapter, the weights below the adapter are named.
+    model with an adapter, the weights below the adapter are named. "" for weights in 4 or 8 bits, which can
+    not be compared with others.
     """
-    adapted = hasattr(model, "peft_config")
-    weights = (model.get_base_model() if adapted else model).state_dict()
-    if adapted:
-        weights = {n.replace(".base_layer", ""): t for n, t in weights.items() if "lora_" not in n}
+    if is_quantised(model):
+        return ""
+    weights = _below_adapter(model)
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(weights.items()):
         flat = tensor.detach().reshape(-1)
@@ -62,11 +62,25 @@ def weights_digest(model: Any) -> str:
     return digest.hexdigest()
 
 
+def _below_adapter(model: Any) -> dict[str, Tensor]:
+    """A model's weights under their own names, without those of an adapter on it."""
+    adapted = hasattr(model, "peft_config")
+    weights: dict[str, Tensor] = (model.get_base_model() if adapted else model).state_dict()
+    if not adapted:
+        return weights
+    return {name.replace(".base_layer", ""): t for name, t in weights.items() if "lora_" not in name}
+
+
 # ---- Writing -----------------------------------------------------------------------------------------------
 
 
 def write_full(model: Any, folder: str | os.PathLike[str], **options: Any) -> None:
     """Everything in one folder; see `CombinedForCausalLM.save_pretrained`."""
+    if unmerged := [role for role, network in model.networks.items() if hasattr(network, "peft_config")]:
+        raise ValueError(
+            f"the network {unmerged[0]!r} is an adapter on quantised weights, which cannot be merged without "
+            "loss; open the model without quantisation to write it whole, or use save_light"
+        )
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     sources: dict[str, dict[str, Any]] = {}
@@ -138,11 +152,11 @@ def write_config(folder: str | os.PathLike[str], config: Any, generation_config:
 
 def _made_from(networks: Any, role: str) -> str | None:
     """The role of another network on whose memory this one stands in part; None where there is none."""
-    own = networks[role].state_dict()
+    own = _below_adapter(networks[role])
     for other, network in networks.items():
         if other == role:
             return None  # only an earlier one
-        known = network.state_dict()
+        known = _below_adapter(network)
         covered = all(name in known and known[name].shape == t.shape for name, t in own.items())
         if covered and any(known[name].data_ptr() == t.data_ptr() for name, t in own.items()):
             return str(other)
@@ -185,8 +199,8 @@ def _named(role: str, source: Mapping[str, Any], hub: Mapping[str, Any], own: Ma
     network = AutoModelForCausalLM.from_pretrained(
         source["path"], revision=source.get("revision"), **access, **own
     )
-    quantised = getattr(network, "quantization_method", None) is not None
-    if quantised or network.dtype not in (torch.float32, torch.bfloat16):
+    comparable = network.dtype in (torch.float32, torch.bfloat16) and source["digest"]
+    if is_quantised(network) or not comparable:
         logger.warning(
             "%s is read in a precision in which its weights cannot be compared, so it was not checked that "
             "this folder was made for it",

@@ -33,6 +33,12 @@ def text_config(model: Any) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+def is_quantised(network: Any) -> bool:
+    """Whether a network's weights are kept in 4 or 8 bits."""
+    base = network.get_base_model() if hasattr(network, "get_base_model") else network
+    return getattr(base, "quantization_method", None) is not None
+
+
 def find_layers(model: Any) -> LayerList | None:
     """A causal language model's decoder layers, under any wrapper; None where no list has their number."""
     count = getattr(text_config(model), "num_hidden_layers", None)

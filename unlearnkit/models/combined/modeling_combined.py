@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .combination import combine
+from .combination import combine, combine_each
 from .configuration_combined import (
     SIGNS,
     CombinedConfig,
@@ -29,7 +31,7 @@ from .configuration_combined import (
     weights_for,
 )
 from .folders import open_networks, write_full, write_light
-from .layers import shared_copy
+from .layers import is_quantised, shared_copy
 
 
 @dataclass
@@ -63,17 +65,18 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         cls, networks: Mapping[str, Any], weights: Mapping[str, float], *, kind: str,
         top_logit_filter: float | None = None,
     ) -> CombinedForCausalLM:  # fmt: skip
-        """Combine models that lie in memory; none of them is changed or copied.
+        """Combine models that lie in memory; no weight is changed or copied, and they are put into eval mode.
 
         Args:
-            networks: role -> causal language model; a PEFT adapter is merged into a network of its own.
+            networks: role -> causal language model; a PEFT adapter is merged into a network of its own,
+                unless its base is quantised, whose weights would be rounded once more.
             weights: role -> weight; that of the first network is 1.
             kind: "uld", "offset" or "value".
             top_logit_filter: rate of the filter, in (0, 1).
 
         Raises:
-            ValueError: other roles than those of the kind, different vocabularies, a first weight that is not 1,
-                or a rate that is none.
+            ValueError: other roles than those of the kind, different vocabularies, a first weight that is
+                not 1, or a rate that is none.
         """
         if kind not in SIGNS:
             raise ValueError(f"the kind of combination is {kind!r}; use one of {', '.join(SIGNS)}")
@@ -87,7 +90,10 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         check_filter(top_logit_filter)
         refuse_other_vocabularies(networks)
         adapters = {role: net for role, net in networks.items() if hasattr(net, "merge_and_unload")}
-        merged = {role: _merged(net) if role in adapters else net for role, net in networks.items()}
+        merged = {
+            role: _merged(net) if role in adapters and not is_quantised(net) else net
+            for role, net in networks.items()
+        }
         config = config_of(merged, weights, kind, top_logit_filter)
         made = cls(config, merged)
         made.adapters = adapters
@@ -134,6 +140,7 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        labels: Tensor | None = None,
         filtered: str = "neutral",
         return_networks: bool = False,
         **options: Any,
@@ -144,18 +151,23 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
             input_ids, attention_mask, position_ids: [B, T]; padding on either side.
             past_key_values: a `DynamicCache` for all networks; filled, and returned where `use_cache`.
             logits_to_keep: as in transformers.
+            labels: [B, T], -100 where there is none; gives `loss`, the mean NLL of the labels.
             filtered: what becomes of filtered tokens: "neutral" or "removed".
             return_networks: return `network_logits` instead, and combine nothing.
+
+        Raises:
+            ValueError: embeddings instead of tokens.
         """
+        if input_ids is None:
+            raise ValueError("each network has embeddings of its own; give input_ids")
         if attention_mask is not None and position_ids is None:
-            assert input_ids is not None
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
         caches: Sequence[Any] = [None] * len(self.networks)
         if use_cache or past_key_values is not None:
             past_key_values = DynamicCache() if past_key_values is None else past_key_values
             caches = self._views(past_key_values)
         # What the caller of a single model may ask for and that has no meaning for several.
-        for name in ("labels", "return_dict", "output_attentions", "output_hidden_states", "cache_position"):
+        for name in ("return_dict", "output_attentions", "output_hidden_states", "cache_position"):
             options.pop(name, None)
         logits = tuple(
             network(
@@ -164,8 +176,13 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
             ).logits
             for network, cache in zip(self.networks.values(), caches, strict=True)
         )  # fmt: skip
+        combined = None if return_networks else self.combine(logits, filtered=filtered)
+        loss = None
+        if labels is not None and combined is not None:
+            loss = cross_entropy(combined[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(combined.device))
         return CombinedOutput(
-            logits=None if return_networks else self.combine(logits, filtered=filtered),
+            loss=loss,
+            logits=combined,
             past_key_values=past_key_values if use_cache else None,
             network_logits=logits if return_networks else None,
         )
@@ -188,6 +205,21 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
             filter_rate=self.config.top_logit_filter, filtered=filtered,
         )  # fmt: skip
 
+    def combine_each(
+        self, logits: Sequence[Tensor], several: Iterable[Mapping[str, float]]
+    ) -> Iterator[Tensor]:
+        """For likelihoods: as `combine`, with one weighting after another, which costs less."""
+        yield from combine_each(
+            [z.to(logits[0].device) for z in logits],
+            ([weights[role] for role in self.networks] for weights in several),
+            filter_rate=self.config.top_logit_filter,
+        )
+
+    @cached_property
+    def _cache_sizes(self) -> list[int]:
+        """How many of the cache's layers are each network's; asked at every token."""
+        return [len(DynamicCache(config=network.config).layers) for network in self.networks.values()]
+
     def _views(self, cache: Any) -> list[Any]:
         """The cache's layers as one cache for each network; an empty one gets layers as the networks want.
 
@@ -199,12 +231,11 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
             cache.layers[:] = [layer for layers in own for layer in layers]
             cache.layer_class_to_replicate = None
         views, start = [], 0
-        for network in self.networks.values():
-            view = DynamicCache(config=network.config)
-            end = start + len(view.layers)
-            view.layers = cache.layers[start:end]
+        for count in self._cache_sizes:
+            view = DynamicCache()
+            view.layers, view.layer_class_to_replicate = cache.layers[start : start + count], None
             views.append(view)
-            start = end
+            start += count
         if start != len(cache.layers):
             raise ValueError(
                 f"the cache has {len(cache.layers)} layers, and the networks have {start} together; leave "
