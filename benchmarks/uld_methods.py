@@ -17,7 +17,7 @@ from unlearnkit.data.mixing import EpochOrder, StreamMix
 from unlearnkit.methods.npo import NPO
 from unlearnkit.methods.uld import Uninformative
 from unlearnkit.models.assistant import build_assistant, default_lora
-from unlearnkit.models.combined.layers import shared_copy
+from unlearnkit.models.combined.memory import shared_copy
 from unlearnkit.models.load import quiet_peft
 from unlearnkit.training import reference
 from unlearnkit.training.objective import Objective, Step, WeightedSum, as_counts, count_streams

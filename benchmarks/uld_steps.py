@@ -23,6 +23,7 @@ import copy
 import json
 import multiprocessing
 import statistics
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def timed(settings: Settings) -> tuple[dict[str, list[Cost]], dict[str, int], fl
             watch = Stopwatch(settings.device)
             methods[name].step(items)
             costs[name].append(watch.read())
+            print(f"round {i}, {name}: {costs[name][-1].cpu:.3f} CPU s", file=sys.stderr, flush=True)
     trained = {name: sum(p.numel() for p in one.trained) for name, one in methods.items()}
     return {name: values[settings.warm_up :] for name, values in costs.items()}, trained, difference
 
@@ -122,6 +124,7 @@ def memories(settings: Settings) -> dict[str, int]:
         theirs.close()
         found[name] = ours.recv()
         child.join()
+        print(f"{name}: {found[name] / GIB:.2f} GiB", file=sys.stderr, flush=True)
     return found
 
 
@@ -194,8 +197,8 @@ def main() -> None:
     """Check, measure, show."""
     settings = parse()
     torch.set_num_threads(settings.threads)
-    memory = memories(settings)
     costs, trained, difference = timed(settings)
+    memory = memories(settings)
     numbers = summary(costs, trained, memory, settings.seed)
     what = "forward, backward and AdamW" if settings.adamw else "forward and backward"
     show(numbers, f"{settings.shape}, {settings.precision}, {settings.batch} + {settings.batch} rows: {what}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -22,7 +23,15 @@ from unlearnkit.models.load import load_model, model_fingerprint
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 BATCH = left(prompts())
-CODE = {"combination.py", "configuration_combined.py", "folders.py", "layers.py", "modeling_combined.py"}
+CODE = {
+    "caches.py",
+    "combination.py",
+    "configuration_combined.py",
+    "folders.py",
+    "layers.py",
+    "memory.py",
+    "modeling_combined.py",
+}
 JSON = {"config.json", "generation_config.json"}
 
 
@@ -283,3 +292,17 @@ def test_the_name_of_weights():
     adapted = trained(build_assistant(model, 4))
     assert weights_digest(adapted) == name
     assert weights_digest(build_assistant(model, 3)) != name
+
+
+def test_a_copy_keeps_the_common_memory_and_touches_nothing():
+    model = pair("Llama")
+    twin = copy.deepcopy(model)
+    for one in (model, twin):
+        target, assistant = (dict(net.named_parameters()) for net in one.networks.values())
+        head = next(name for name in assistant if "embed" in name)
+        assert target[head].data_ptr() == assistant[head].data_ptr()
+    with torch.no_grad():
+        before = model(torch.tensor([[3, 4, 5]])).logits
+        for parameter in twin.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(model(torch.tensor([[3, 4, 5]])).logits, before, rtol=0, atol=0)

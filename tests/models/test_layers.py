@@ -11,7 +11,8 @@ from helpers_families import FAMILIES, LAYERS, build, left, prompts
 from torch import nn
 
 from unlearnkit.models.combined import layers
-from unlearnkit.models.combined.layers import find_layers, first_layers, shared_copy
+from unlearnkit.models.combined.layers import find_layers, first_layers
+from unlearnkit.models.combined.memory import shared_copy
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 both_heads = pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])

@@ -37,7 +37,7 @@ from unlearnkit.evaluation.batching import batches
 from unlearnkit.evaluation.serving import is_combined, weights_at
 from unlearnkit.models.combined.combination import FILTERED
 from unlearnkit.models.combined.folders import weights_digest
-from unlearnkit.models.combined.layers import shared_copy
+from unlearnkit.models.combined.memory import shared_copy
 from unlearnkit.models.load import load_model, to_device
 from unlearnkit.training import logprobs, reference
 from unlearnkit.training.config import UnlearnConfig

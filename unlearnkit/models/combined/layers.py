@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 from torch import nn
+
+from .memory import shared_copy
 
 #: What models call their list of decoder layers.
 NAMES = ("layers", "h", "blocks", "block", "layer")
@@ -55,20 +56,10 @@ def find_layers(model: Any) -> LayerList | None:
     return LayerList(model.get_submodule(parent), name, path, layers)
 
 
-def shared_copy(model: Any) -> Any:
-    """A second model on the memory of the first: what replaces a weight of one does not touch the other."""
-    # Quantised weights are parameters of a class of their own and are never replaced: the objects are shared.
-    memo: dict[int, Any] = {
-        id(p): nn.Parameter(p.detach(), requires_grad=False) if type(p) is nn.Parameter else p
-        for p in model.parameters()
-    }
-    return copy.deepcopy(model, memo)
-
-
 def first_layers(model: Any, count: int) -> Any:
     """Embeddings, first `count` decoder layers, final norm and LM head of `model`, frozen, in eval mode.
 
-    Nothing is copied (see `shared_copy`). As many layers as there are give the model itself once more.
+    Nothing is copied (see `memory.py`). As many layers as there are give the model itself once more.
 
     Raises:
         ValueError: `count` is not between 1 and the model's number of layers, or they cannot be found.
@@ -95,6 +86,6 @@ def first_layers(model: Any, count: int) -> Any:
 def _shorten(config: Any, of: int, count: int) -> None:
     """Say `count` layers in a configuration, also where it lists something for each layer."""
     for name, value in list(vars(config).items()):
-        if "layer" in name and isinstance(value, list | tuple) and len(value) == of:
+        if ("layer" in name or "pattern" in name) and isinstance(value, list | tuple) and len(value) == of:
             setattr(config, name, value[:count])
     config.num_hidden_layers = count

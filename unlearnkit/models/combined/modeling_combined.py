@@ -20,6 +20,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .caches import new_layers, views
 from .combination import combine, combine_each
 from .configuration_combined import (
     SIGNS,
@@ -31,7 +32,8 @@ from .configuration_combined import (
     weights_for,
 )
 from .folders import open_networks, write_full, write_light
-from .layers import is_quantised, shared_copy
+from .layers import is_quantised
+from .memory import copy_together, once_each, shared_copy
 
 
 @dataclass
@@ -110,25 +112,14 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> CombinedForCausalLM:
-        # Moved to another device or dtype, what networks share stays shared: each memory is moved once.
-        moved: dict[Any, tuple[Tensor, Tensor]] = {}
-
-        def name(tensor: Tensor) -> Any:
-            return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
-
-        def once(tensor: Tensor) -> Tensor:
-            if tensor.device.type == "meta" or tensor.numel() == 0:
-                return fn(tensor)  # type: ignore[no-any-return]
-            key = name(tensor)
-            if key not in moved:
-                # An alias holds the old memory, because the parameter itself goes over to the new: no address
-                # is given anew. A parameter that several networks hold comes again with its new one.
-                found = fn(tensor)
-                moved[key] = moved[name(found)] = (tensor.detach(), found)
-            return moved[key][1]
-
-        super()._apply(once, recurse)
+        super()._apply(once_each(fn), recurse)
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CombinedForCausalLM:
+        copy_together(self, memo)
+        made = memo[id(self)] = self.__class__.__new__(self.__class__)
+        made.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return made
 
     # ---- Forward -------------------------------------------------------------------------------------------
 
@@ -165,7 +156,7 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         caches: Sequence[Any] = [None] * len(self.networks)
         if use_cache or past_key_values is not None:
             past_key_values = DynamicCache() if past_key_values is None else past_key_values
-            caches = self._views(past_key_values)
+            caches = views(past_key_values, list(self.networks.values()), self._cache_sizes)
         # What the caller of a single model may ask for and that has no meaning for several.
         for name in ("return_dict", "output_attentions", "output_hidden_states", "cache_position"):
             options.pop(name, None)
@@ -218,30 +209,7 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
     @cached_property
     def _cache_sizes(self) -> list[int]:
         """How many of the cache's layers are each network's; asked at every token."""
-        return [len(DynamicCache(config=network.config).layers) for network in self.networks.values()]
-
-    def _views(self, cache: Any) -> list[Any]:
-        """The cache's layers as one cache for each network; an empty one gets layers as the networks want.
-
-        Raises:
-            ValueError: a cache with another number of layers.
-        """
-        if cache.get_seq_length() == 0:
-            own = [DynamicCache(config=network.config).layers for network in self.networks.values()]
-            cache.layers[:] = [layer for layers in own for layer in layers]
-            cache.layer_class_to_replicate = None
-        views, start = [], 0
-        for count in self._cache_sizes:
-            view = DynamicCache()
-            view.layers, view.layer_class_to_replicate = cache.layers[start : start + count], None
-            views.append(view)
-            start += count
-        if start != len(cache.layers):
-            raise ValueError(
-                f"the cache has {len(cache.layers)} layers, and the networks have {start} together; leave "
-                "out past_key_values, or give an empty DynamicCache"
-            )
-        return views
+        return [len(layers) for layers in new_layers(list(self.networks.values()))]
 
     @property
     def alpha(self) -> float:
