@@ -35,8 +35,8 @@ _ANSWERS = "answers.json"
 #: Settings of the run that say how much fits and in which precision; what shaped its assistant stays behind.
 _CARRIED = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16", "tf32", "packing",
-    "train_sampling_strategy", "pad_to_multiple_of", "activation_checkpointing", "save_strategy",
-    "save_steps", "dataloader_num_workers", "use_cpu",
+    "train_sampling_strategy", "pad_to_multiple_of", "activation_checkpointing",
+    "dataloader_num_workers", "use_cpu",
 )  # fmt: skip
 #: Parts of an evaluation that only the pair's own run has.
 _NOT_EVALUATED: dict[str, Any] = {"alphas": [], "every": None, "keep": None, "stop": None}
