@@ -36,6 +36,8 @@ from rich.table import Table
 from uld_methods import METHODS, Method, Settings, add_reference, batches, load_rows
 from uld_shapes import SHAPES, STREAMS, Cost, Stopwatch, common_options, random_rows, told, versions
 
+from unlearnkit.models.combined.layers import shared_copy
+
 GIB = 2**30
 #: How far two references may lead the loss apart, relative: they run through batches of other shapes.
 AGREEMENT = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -61,7 +63,8 @@ def timed(settings: Settings) -> tuple[dict[str, list[Cost]], dict[str, int], fl
     """The cost of each round's step and the trained weights, by method; how far NPO's losses differ."""
     target, rows = settings.model(), load_rows(settings)
     add_reference(target, rows, settings.device)
-    policy = copy.deepcopy(target)
+    # Weights that no optimizer moves may lie in one place; passes take as long, and memory is measured apart.
+    policy = copy.deepcopy(target) if settings.adamw else shared_copy(target)
     methods = {name: make(target, settings, policy) for name, make in METHODS.items()}
     rounds = batches(rows, settings, settings.warm_up + settings.rounds)
     difference = check_references(methods, rounds[0], settings.precision)
@@ -115,6 +118,7 @@ def touch_libraries(settings: Settings) -> None:
 
 def memories(settings: Settings) -> dict[str, int]:
     """Peak bytes by method, one process after the other."""
+    process_memory.forget_peak()  # what the timing left
     context = multiprocessing.get_context("spawn")
     found = {}
     for name in METHODS:

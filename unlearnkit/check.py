@@ -90,7 +90,10 @@ class _Facts:
 
         recipe, lora = self.recipe, self.recipe.model.lora
         model = recipe.model.path or "made from scratch"
+        own = bare_trainer(recipe, self.args).default_adapter()
         trained = f"LoRA {lora}" if lora is not None else "all weights"
+        if lora is None and own is not None:
+            trained = f"LoRA of rank {own.r} (the method's own) on some of its layers"
         adapts = lookup.method(recipe.method).trainer.adapts_target
         reference = choose(
             self.args.reference, self.objective.needs, has_fresh_adapter=lora is not None and adapts,

@@ -19,6 +19,7 @@ from unlearnkit.evaluation.runner import versions
 from unlearnkit.files import fingerprint
 from unlearnkit.measuring import Measuring
 from unlearnkit.preflight import (
+    bare_trainer,
     load_streams,
     mix_of,
     note_retain_term,
@@ -75,7 +76,7 @@ class Pipeline:
         manifest = claim(self.run, self.recipe, inputs) if _is_main() else (self.run.read_manifest() or {})
         if manifest.get("status") in ("trained", "complete") and self.run.model.is_dir():
             self.say(f"{self.recipe.name}: already trained, using {self.run.model}")
-            return self._serve_as_asked(manifest)
+            return self._serve_as_asked(manifest, bare_trainer(self.recipe, args).serving_defaults())
         started = time.perf_counter()
         trainer = self._trainer(args, streams, read)
         before = trainer.target_fingerprint
@@ -223,9 +224,9 @@ class Pipeline:
             unfinished.rename(self.run.model)
         trainer.accelerator.wait_for_everyone()
 
-    def _serve_as_asked(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    def _serve_as_asked(self, manifest: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
         """What a trained pair is served with is written anew where the recipe has changed."""
-        if not _is_main() or not change_serving(self.run.model, self.recipe):
+        if not _is_main() or not change_serving(self.run.model, self.recipe, defaults):
             return manifest
         from unlearnkit.models.load import saved_fingerprint
 

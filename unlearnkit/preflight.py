@@ -10,6 +10,7 @@ from typing import Any
 from unlearnkit import lookup
 from unlearnkit.data.parts import streams_of
 from unlearnkit.errors import DataError, ModelError, RecipeError, UnreachableError, UserError
+from unlearnkit.models.load import is_adapter, is_combined
 from unlearnkit.preflight_evaluation import Note as Note
 from unlearnkit.preflight_evaluation import suite_of
 from unlearnkit.recipe import AnnotateSpec, MixSpec, Recipe
@@ -87,6 +88,13 @@ def refuse_missing_model(path: str | None) -> None:
     """
     if path is not None and path.startswith((".", "/", "~")) and not Path(path).expanduser().exists():
         raise ModelError(f"the model {path} does not exist; check the path")
+    if path is not None and is_combined(path):
+        raise ModelError(
+            f"{path} is a combined model (a pair of ULD's, say), which is not trained as one; name its "
+            "target model, or make one model of it first: unlearnkit export RUN --distill"
+        )
+    if path is not None and is_combined(str(Path(path).parent)) and is_adapter(path):
+        raise ModelError(f"{path} is only a part of the combined model around it; name its target model")
 
 
 def note_retain_term(recipe: Recipe, args: Any, note: Note) -> None:

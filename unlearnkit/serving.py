@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,19 +47,23 @@ def set_serving(served: Served | None, recipe: Recipe) -> None:
         served.top_logit_filter = spec.top_logit_filter
 
 
-def change_serving(folder: Path, recipe: Recipe) -> bool:
-    """Write what the recipe says into a saved combination; whether that changed anything."""
+def change_serving(folder: Path, recipe: Recipe, defaults: Mapping[str, float | None]) -> bool:
+    """Write what the recipe says into a saved combination; whether that changed anything.
+
+    Args:
+        defaults: of the method, for what the recipe leaves out; empty if it ends in one model.
+    """
     from unlearnkit.models.combined.configuration_combined import weights_for
 
     path, spec = folder / "config.json", recipe.serving
-    if spec is None or not path.exists():
+    if not defaults or not path.exists():
         return False
+    wanted = {key: getattr(spec, key, None) for key in defaults}
+    wanted = {key: defaults[key] if value is None else value for key, value in wanted.items()}
     config: dict[str, Any] = dict(read_json(path))
     changed = dict(config)
-    if spec.alpha is not None:
-        changed["weights"] = weights_for(config["kind"], spec.alpha)
-    if spec.top_logit_filter is not None:
-        changed["top_logit_filter"] = spec.top_logit_filter
+    changed["weights"] = weights_for(config["kind"], float(wanted["alpha"] or 0.0))
+    changed["top_logit_filter"] = wanted["top_logit_filter"]
     if changed == config:
         return False
     write_atomic(path, json.dumps(changed, indent=2, sort_keys=True) + "\n")

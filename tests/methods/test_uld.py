@@ -182,6 +182,39 @@ def test_what_is_saved_is_the_pair(trainer, target, tmp_path, train_norm):
             )
 
 
+def test_a_target_that_was_changed_since_it_was_loaded_is_not_mistaken_for_what_lies_there(
+    trainer, target, tmp_path, monkeypatch
+):
+    """Its name is still that of the folder; the pair must hold the weights that the assistant was made for.
+    One that was not changed is named, however it was loaded, and found from any working directory."""
+    from transformers import AutoModelForCausalLM
+
+    model = load_model(str(target))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    one = trainer(model, max_steps=1, **AUGMENTED)
+    assert one.unlearned_model().networks["target"] is model
+    one.save_model(str(tmp_path / "changed"))
+    saved = load_model(str(tmp_path / "changed")).networks["target"]
+    assert torch.equal(saved.lm_head.weight, model.lm_head.weight)
+
+    monkeypatch.chdir(target.parent)
+    same = AutoModelForCausalLM.from_pretrained(target.name)
+    two = trainer(same, max_steps=1, **AUGMENTED)
+    two.save_model(str(tmp_path / "named"))
+    assert not (tmp_path / "named" / "target").exists()
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(load_model("named").networks["target"].lm_head.weight, same.lm_head.weight)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_an_adapter_on_tied_embeddings_is_refused_before_training(trainer):
+    from helpers_training import lora
+
+    with pytest.raises(ModelError, match="leave embed_tokens and lm_head out"):
+        trainer(peft_config=lora(target_modules=["q_proj", "embed_tokens"]))
+
+
 def test_without_augmentation_it_warns(trainer, caplog):
     trainer(max_steps=1).train()
     assert "without paraphrases of the forget set" in caplog.text
@@ -238,6 +271,10 @@ def test_another_alpha_needs_no_training(run, tmp_path, capsys):
     assert again["serving"]["top_logit_filter"] is None
     assert again["fingerprint"]["model"] != summary["fingerprint"]["model"]
     assert again["fingerprint"]["data"] == summary["fingerprint"]["data"]
+    assert run("serving=null") == 0  # what is not said is the method's own
+    config = json.loads((folder / "model" / "config.json").read_text())
+    assert config["weights"]["assistant"] == -0.75
+    assert config["top_logit_filter"] == 0.01
 
 
 @pytest.mark.parametrize(("settings", "sentence"), [

@@ -40,7 +40,13 @@ import torch
 from torch import Tensor
 
 from unlearnkit.errors import RecipeError
-from unlearnkit.models.assistant import build_assistant, default_lora, final_norm, refuse_depth
+from unlearnkit.models.assistant import (
+    build_assistant,
+    default_lora,
+    final_norm,
+    refuse_depth,
+    refuse_tied_adapter,
+)
 from unlearnkit.training.config import UnlearnConfig
 from unlearnkit.training.logprobs import chunked, wide
 from unlearnkit.training.objective import Batch, LossOutput, Needs, Objective, Step, WeightedSum
@@ -170,6 +176,10 @@ class ULDTrainer(UnlearnTrainer):
         """The assistant's number of layers, for a target of `count` layers."""
         return refuse_depth(self.args.num_layers, count)
 
+    def serving_defaults(self) -> dict[str, float | None]:
+        """The paper's alpha and filter."""
+        return {"alpha": ALPHA, "top_logit_filter": TOP_LOGIT_FILTER}
+
     def default_adapter(self) -> Any:
         """The paper's LoRA; an assistant is never trained without an adapter."""
         return default_lora()
@@ -179,7 +189,9 @@ class ULDTrainer(UnlearnTrainer):
         if self.args.train_norm:
             peft_config = copy.copy(peft_config)
             peft_config.modules_to_save = [*(peft_config.modules_to_save or ()), final_norm(model)]
-        return super().put_adapter(model, peft_config)
+        policy = super().put_adapter(model, peft_config)
+        refuse_tied_adapter(policy)
+        return policy
 
     def build_policy(self, model: Any) -> Any:
         """The assistant; the target is let go of where it can be loaded again."""

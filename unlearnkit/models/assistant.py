@@ -81,6 +81,24 @@ def _is_norm(module: Any) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
+def refuse_tied_adapter(adapted: Any) -> None:
+    """Refuse an adapter on embeddings that are the head as well: merged, it would change both.
+
+    Raises:
+        ModelError: the embeddings or the head are adapted, and they are one matrix.
+    """
+    embeddings, head = adapted.get_input_embeddings(), adapted.get_output_embeddings()
+    inner = [getattr(module, "base_layer", module) for module in (embeddings, head)]
+    tied = (
+        all(hasattr(m, "weight") for m in inner) and inner[0].weight.data_ptr() == inner[1].weight.data_ptr()
+    )
+    if tied and (inner[0] is not embeddings or inner[1] is not head):
+        raise ModelError(
+            "the adapter is on the embeddings, which are the LM head as well in this model, so merging it "
+            "changes both; leave embed_tokens and lm_head out of model.lora.target_modules"
+        )
+
+
 def refuse_depth(num_layers: int | None, of: int) -> int:
     """The assistant's number of layers in a target of `of` layers.
 

@@ -169,6 +169,9 @@ def load_model(
             f"the weights in {path} lack {len(missing)} tensor(s) of the model (such as {missing[0]}); the "
             "folder may be half-written: save or download it again"
         )
+    from unlearnkit.models.combined.folders import weights_digest
+
+    model.loaded_digest = weights_digest(model)  # tells later whether it is still what lies there
     return keep_packed_weights(model.eval())
 
 

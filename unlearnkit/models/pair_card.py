@@ -53,7 +53,7 @@ def write_pair_card(folder: Path, name: str, config: Mapping[str, Any], opening:
         else "No filter is used: every token's score is changed."
     )
     text = (
-        f"---\n{dump_yaml(header)}---\n# {name}: a pair to be served together\n\n"
+        f"---\n{dump_yaml(header)}---\n# {name}: networks to be served together\n\n"
         f"Several networks that answer as one (UnlearnKit {__version__}): {what}.\n\n"
         f"    {formula.format(alpha=abs(config['weights'][second]))}\n\n"
         f"{filtered}\n\n"

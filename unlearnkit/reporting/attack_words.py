@@ -8,6 +8,7 @@ TITLES = {
     "rephrase": "Rephrased questions",
     "prompt": "Crafted prompts",
     "sampling": "Sampled answers",
+    "strip_adapter": "Adapter or assistant taken away",
 }
 """The attacks in the order of the report; any other comes after them, by name."""
 EXPLAINED = {
@@ -20,6 +21,8 @@ EXPLAINED = {
     "prompt": "Hints, a claim of authority or the first words of the answer were put into the question.",
     "sampling": "Several answers were drawn at random for each question, and the one closest to the right "
     "answer counted.",
+    "strip_adapter": "The adapter was switched off, or the assistant of a pair left out, as anybody can do "
+    "who has the files. What comes back was never taken out of the weights.",
 }
 LEVELS = {"relearn": "steps", "quantize": "bits", "sampling": "samples"}
 
@@ -42,4 +45,5 @@ def under(name: str, variant: str, level: float | None) -> str:
         "rephrase": f"when the question is put differently{stage}",
         "prompt": f"when the prompt is crafted for it{stage}",
         "sampling": f"when several answers are drawn{stage}",
+        "strip_adapter": f"without the adapter or the assistant{stage}",
     }.get(name, f"under the attack {name}{stage}")

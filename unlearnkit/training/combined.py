@@ -189,6 +189,10 @@ class CombinedTrainer(UnlearnTrainer):
         networks = self.make_networks(model, small)
         return CombinedPolicy(networks, alpha, kind=self.served_kind, trained=self.trained)
 
+    def serving_defaults(self) -> dict[str, float | None]:
+        """The strength that is trained with, and no filter."""
+        return {"alpha": float(getattr(self.args, "alpha", 1.0)), "top_logit_filter": None}
+
     def put_adapter(self, model: Any, peft_config: Any) -> Any:
         """On the trained network alone."""
         model.networks[self.trained] = with_adapter(model.network, peft_config, self.args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from unlearnkit.errors import ModelError
 from unlearnkit.models.combined.configuration_combined import check_filter, config_of, weights_for
 from unlearnkit.models.combined.folders import weights_digest, write_config
 from unlearnkit.models.combined.layers import text_config
@@ -26,11 +27,25 @@ class Served(Protocol):
         """Write it, with the tokenizer; every process asks."""
 
 
+def place_of(model: Any, digest: str) -> str | None:
+    """The folder or hub id where a model lies with the weights that it has now; None where there is none."""
+    path = str(getattr(model, "name_or_path", "") or "")
+    if not path:
+        return None
+    if getattr(model, "loaded_digest", None) != digest:  # not loaded by us, or changed since
+        try:
+            if weights_digest(load_model(path)) != digest:
+                return None
+        except ModelError:
+            return None
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
+
+
 class WithTarget:
     """An assistant that is trained on its own and served with its target model.
 
-    The target is named, not kept, so that its memory is free while the assistant is trained; one that was
-    never saved is kept.
+    The target is named, not kept, so that its memory is free while the assistant is trained. One that was
+    never saved, or that was changed since it was loaded, is kept and written whole.
 
     Args:
         target: the target model.
@@ -41,12 +56,11 @@ class WithTarget:
     role = "assistant"
 
     def __init__(self, target: Any, assistant: Any, *, alpha: float, top_logit_filter: float | None) -> None:
-        path = str(getattr(target, "name_or_path", "") or "")
         self.alpha, self.top_logit_filter = alpha, top_logit_filter
-        self.path: str | None = path or None
-        self.revision: str | None = None
-        self._target = None if path else target
         self._digest = weights_digest(target)
+        self.path: str | None = place_of(target, self._digest)
+        self.revision: str | None = None
+        self._target = None if self.path else target
         self._layers = int(text_config(assistant).num_hidden_layers)
         self._config = config_of({"target": target, "assistant": assistant}, {}, "uld", None)
         self._generation_config = target.generation_config

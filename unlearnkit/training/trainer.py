@@ -185,6 +185,10 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         """Where the answers of parts such as "forget.refusal" come from, by part."""
         return {}
 
+    def serving_defaults(self) -> dict[str, float | None]:
+        """What a combined model is served with where nobody says; empty where one model is served."""
+        return {}
+
     def default_adapter(self) -> Any:
         """The adapter that is trained where none is given; None for the weights themselves."""
         return None

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 _SAMPLED = 1024
 #: Kind -> the class that opens it, where it has one of its own.
 CLASSES = {"uld": "ULDForCausalLM"}
+#: In the names of what an adapter adds.
+_ADAPTERS = ("lora_", "modules_to_save.", "token_adapter.trainable_tokens")
 #: How the hub is reached.
 _HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 #: What belongs to loading a repository of one model, and not to its networks.
@@ -68,7 +70,8 @@ def _below_adapter(model: Any) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = (model.get_base_model() if adapted else model).state_dict()
     if not adapted:
         return weights
-    return {name.replace(".base_layer", ""): t for name, t in weights.items() if "lora_" not in name}
+    own = {name: t for name, t in weights.items() if not any(part in name for part in _ADAPTERS)}
+    return {name.replace(".base_layer", "").replace(".original_module", ""): t for name, t in own.items()}
 
 
 # ---- Writing -----------------------------------------------------------------------------------------------
