@@ -102,6 +102,12 @@ class _Facts:
         console.print(f"[bold]{escape(recipe.name)}[/bold] ({escape(str(shown_source(recipe.source)))})")
         console.print(f"method     {recipe.method}: {lookup.summary(recipe.method)}", markup=False)
         console.print(f"model      {model}, {trained}", markup=False)
+        if defaults := bare_trainer(recipe, self.args).serving_defaults():
+            spec = recipe.serving
+            given = {key: getattr(spec, key, None) for key in defaults}
+            alpha, rate = (given[k] if given[k] is not None else defaults[k] for k in defaults)
+            filtered = f"filter {rate:g}" if rate else "no filter"
+            console.print(f"served     with the target model, alpha {alpha:g}, {filtered}")
         if (small := getattr(self.args, "small", None)) is not None:
             console.print(f"small      {small}", markup=False)
         if "forget" in recipe.data.streams or self.args.retain != "none":

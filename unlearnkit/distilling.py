@@ -63,6 +63,7 @@ def distill(
     from unlearnkit.preflight import training_args
     from unlearnkit.preflight_evaluation import check_evaluation
     from unlearnkit.reporting import write_report
+    from unlearnkit.serving import refuse_serving
 
     quiet()
     made = RunDir(out or default_folder(run, served, settings))
@@ -70,6 +71,7 @@ def distill(
     pair = _identity(run.model, served, answers)
     _refuse_other(made, pair)
     training_args(recipe, str(made.checkpoints))  # its settings, before the pair speaks
+    refuse_serving(recipe)
     check_evaluation(recipe)
     with made.in_use():
         recipe = _with_answers(recipe, made, pair, answers)

@@ -7,6 +7,7 @@ temporary name and then gets its own, and one that holds anything else is never 
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,6 +231,7 @@ def write(request: Request, out: Path) -> Path:
             raise UserError(f"{out} exists and is not empty; name another folder, or remove it")
         with atomic_folder(out) as folder:
             _fill(folder, request)
+            _readable(folder)
             write_json(
                 folder / _MADE,
                 {"format": 1, "key": request.key, "from": str(request.source.model), "form": request.form},
@@ -237,6 +239,14 @@ def write(request: Request, out: Path) -> Path:
         typer.echo(f"Wrote {out} ({_size(out)})")
     typer.echo(f"Open it with: {opening(request.form, out)}")
     return out
+
+
+def _readable(folder: Path) -> None:
+    """Files as anybody's new files are: safetensors writes for its owner's eyes alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
 
 
 def opening(form: str, path: Path) -> str:

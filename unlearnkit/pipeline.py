@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from unlearnkit.data.documents import is_documents
 from unlearnkit.data.identity import content
 from unlearnkit.data.parts import stream_of
@@ -32,7 +34,7 @@ from unlearnkit.preflight_evaluation import check_during, during_suite
 from unlearnkit.preflight_training import answers_identity, refuse_unfit
 from unlearnkit.recipe import Recipe, StreamSpec
 from unlearnkit.run import RunDir, claim, device_name, model_identity, peak_memory_bytes, resolve_path
-from unlearnkit.serving import change_serving, set_serving
+from unlearnkit.serving import change_serving, serving_differs, set_serving
 
 Say = Callable[[str], None]
 
@@ -226,12 +228,17 @@ class Pipeline:
 
     def _serve_as_asked(self, manifest: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
         """What a trained pair is served with is written anew where the recipe has changed."""
-        if not _is_main() or not change_serving(self.run.model, self.recipe, defaults):
-            return manifest
         from unlearnkit.models.load import saved_fingerprint
 
-        name = saved_fingerprint(str(self.run.model))
-        return self.run.update_manifest(status="trained", unlearned_model={"fingerprint": name})
+        if _is_main() and serving_differs(self.run.model, self.recipe, defaults):
+            # In this order: a kill in between leaves a manifest that says that the name is not known.
+            manifest = self.run.update_manifest(status="trained", unlearned_model={"fingerprint": None})
+            change_serving(self.run.model, self.recipe, defaults)
+        if _is_main() and defaults and not manifest.get("unlearned_model", {}).get("fingerprint"):
+            name = saved_fingerprint(str(self.run.model))
+            manifest = self.run.update_manifest(unlearned_model={"fingerprint": name})
+        PartialState().wait_for_everyone()
+        return manifest
 
     def _what(self, trainer: Any) -> str:
         rows = ", ".join(f"{len(t.rows)} {name}" for name, t in trainer.tokenized.items())
@@ -340,6 +347,4 @@ def _content(data: Any, on_disk: bool) -> str:
 
 
 def _is_main() -> bool:
-    from accelerate import PartialState
-
     return bool(PartialState().is_main_process)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from unlearnkit import lookup
 from unlearnkit.errors import ModelError, RecipeError, UnreachableError
 from unlearnkit.evaluation.suite import Suite, load_suite
 from unlearnkit.recipe import Recipe
@@ -131,6 +132,12 @@ def check_during(recipe: Recipe, note: Note | None = None) -> None:
     suite, spec = during_suite(recipe), recipe.evaluation
     if suite is None:
         return
+    if getattr(lookup.method(recipe.method).trainer, "served_kind", None) == "uld":
+        raise RecipeError(
+            f"{shown_source(recipe.source)}: evaluation.every measures the network that is trained, and what "
+            f"{recipe.method} trains is the assistant alone, which remembers; leave it out: the pair is "
+            "measured at the end, with evaluation.alphas at several strengths"
+        )
     if not any(suite.data.values()) and suite.lm_eval is None:
         raise RecipeError(
             f"{shown_source(recipe.source)}: evaluation.every runs the suite {suite.name}, but there is "

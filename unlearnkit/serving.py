@@ -47,24 +47,32 @@ def set_serving(served: Served | None, recipe: Recipe) -> None:
         served.top_logit_filter = spec.top_logit_filter
 
 
-def change_serving(folder: Path, recipe: Recipe, defaults: Mapping[str, float | None]) -> bool:
-    """Write what the recipe says into a saved combination; whether that changed anything.
+def serving_differs(folder: Path, recipe: Recipe, defaults: Mapping[str, float | None]) -> bool:
+    """Whether a saved combination is served otherwise than the recipe says.
 
     Args:
         defaults: of the method, for what the recipe leaves out; empty if it ends in one model.
     """
-    from unlearnkit.models.combined.configuration_combined import weights_for
-
-    path, spec = folder / "config.json", recipe.serving
+    path = folder / "config.json"
     if not defaults or not path.exists():
         return False
+    return _as_asked(path, recipe, defaults) != dict(read_json(path))
+
+
+def change_serving(folder: Path, recipe: Recipe, defaults: Mapping[str, float | None]) -> None:
+    """Write what the recipe says into a saved combination."""
+    path = folder / "config.json"
+    write_atomic(path, json.dumps(_as_asked(path, recipe, defaults), indent=2, sort_keys=True) + "\n")
+
+
+def _as_asked(path: Path, recipe: Recipe, defaults: Mapping[str, float | None]) -> dict[str, Any]:
+    from unlearnkit.models.combined.configuration_combined import weights_for
+
+    spec = recipe.serving
     wanted = {key: getattr(spec, key, None) for key in defaults}
     wanted = {key: defaults[key] if value is None else value for key, value in wanted.items()}
     config: dict[str, Any] = dict(read_json(path))
     changed = dict(config)
     changed["weights"] = weights_for(config["kind"], float(wanted["alpha"] or 0.0))
     changed["top_logit_filter"] = wanted["top_logit_filter"]
-    if changed == config:
-        return False
-    write_atomic(path, json.dumps(changed, indent=2, sort_keys=True) + "\n")
-    return True
+    return changed

@@ -155,9 +155,10 @@ def test_the_target_is_let_go_of_while_the_assistant_is_trained(trainer, target)
     assert last() is None
     assert first() is None
     assert one.model.get_base_model().model.embed_tokens.weight.data_ptr() == shared
-    assert torch.equal(
-        one.unlearned_model().networks["target"].lm_head.weight, load_model(str(target)).lm_head.weight
-    )
+    pair = one.unlearned_model()
+    assert torch.equal(pair.networks["target"].lm_head.weight, load_model(str(target)).lm_head.weight)
+    memory = [net.model.embed_tokens.weight.data_ptr() for net in pair.networks.values()]
+    assert memory[0] == memory[1]  # once for both
 
 
 @pytest.mark.parametrize("train_norm", [False, True])
@@ -213,6 +214,18 @@ def test_an_adapter_on_tied_embeddings_is_refused_before_training(trainer):
 
     with pytest.raises(ModelError, match="leave embed_tokens and lm_head out"):
         trainer(peft_config=lora(target_modules=["q_proj", "embed_tokens"]))
+
+
+@pytest.mark.parametrize(("nats", "said"), [(0.49, False), (0.51, True)])
+def test_an_assistant_that_knows_the_rest_is_told_of(trainer, caplog, nats, said):
+    one = trainer(max_steps=0, **AUGMENTED)
+    one.state.log_history = [
+        {"loss": 1.0, "retain/uniform": nats, "perturbed/uniform": 0.0},
+        {"train_loss": 1.0},
+    ]
+    one._say_if_not_uniform()
+    assert ("not uniform on retain" in caplog.text) is said
+    assert "perturbed" not in caplog.text
 
 
 def test_without_augmentation_it_warns(trainer, caplog):
@@ -289,6 +302,7 @@ def test_another_alpha_needs_no_training(run, tmp_path, capsys):
     (["method=npo", "training.retain=nll"], "serving is set, but the method npo ends in one model"),
     (["method=npo", "serving=null", "evaluation.alphas=[1]"], "evaluation.alphas is set, but the method npo"),
     (["serving.beta=1"], "beta"),
+    (["evaluation.every=epoch"], "trains is the assistant alone"),
 ])  # fmt: skip
 def test_mistakes_in_a_recipe(run, capsys, tmp_path, settings, sentence):
     for what in ("check", "run"):
@@ -309,6 +323,10 @@ def test_another_target_is_refused(run, tmp_path, capsys, tiny_tokenizer):
     said["sources"]["target"]["path"] = str(other)
     config.write_text(json.dumps(said))
     with pytest.raises(ModelError, match="is not the target model that this folder was made for"):
+        load_model(str(config.parent))
+    said["sources"]["target"]["path"] = str(tmp_path / "gone")
+    config.write_text(json.dumps(said))
+    with pytest.raises(ModelError, match=r"lay in .*gone, which does not exist; write its new place"):
         load_model(str(config.parent))
     with pytest.raises(ModelError, match="only a part of the combined model around it"):
         load_model(str(config.parent / "assistant"))

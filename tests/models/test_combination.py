@@ -260,3 +260,16 @@ def test_refused_in_words():
         combine([z[0], z[1][:, :30]], (1, -0.75))
     with pytest.raises(ValueError, match="filtered is 'dropped'; use neutral or removed"):
         combine(z, (1, -0.75), filter_rate=0.1, filtered="dropped")
+
+
+def test_tokens_that_a_network_rules_out():
+    """-inf in the target stays -inf, also where the assistant has it too; in the assistant alone it is no
+    opinion: the other tokens lose alpha log p_a each, that one gains alpha log V."""
+    target = torch.tensor([0.0, 1.0, -math.inf, 2.0], dtype=torch.float64)
+    assistant = torch.tensor([0.0, -math.inf, -math.inf, 0.0], dtype=torch.float64)
+    found = combine([target, assistant], [1.0, -0.5])
+    s = target.log_softmax(-1)
+    expected = torch.stack(
+        [s[0] + 0.5 * math.log(2), s[1] + 0.5 * math.log(4), s[2], s[3] + 0.5 * math.log(2)]
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)

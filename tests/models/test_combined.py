@@ -192,6 +192,13 @@ def test_a_filled_cache_counts_without_use_cache():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["static", "offloaded_static"])
+def test_other_kinds_of_caches_are_refused_and_not_filled_wrongly(kind):
+    """Views of a static cache would share what each network counts for itself."""
+    with pytest.raises(ValueError, match="need a DynamicCache of whole keys and values"):
+        generate(shared_pair("Gemma2"), cache_implementation=kind)
+
+
 def test_a_cache_of_another_model_is_refused():
     model, ids = shared_pair("Llama"), torch.tensor([ROWS[1]])
     cache = model.networks["target"](ids, use_cache=True).past_key_values

@@ -58,6 +58,8 @@ logger = logging.getLogger(__name__)
 
 #: What the paper serves TOFU's pair with.
 ALPHA, TOP_LOGIT_FILTER = 0.75, 0.01
+#: From that KL to uniform on, in nats, it is said that the assistant knows too much.
+_UNIFORM = 0.5
 _NO_AUGMENTATION = (
     "the assistant is trained without paraphrases of the forget set and without wrong answers to it; in the "
     "paper's ablation (TOFU, forget10) forget quality falls from 0.52 to 1e-7 and utility from 0.62 to 0.53 "
@@ -208,4 +210,22 @@ class ULDTrainer(UnlearnTrainer):
         """Train, and warn before where the forget set stands alone."""
         for remark in self.remarks(self.args.num_train_epochs):
             logger.warning(remark)
-        return super().train(*args, **kwargs)
+        result = super().train(*args, **kwargs)
+        self._say_if_not_uniform()
+        return result
+
+    def _say_if_not_uniform(self) -> None:
+        """What the assistant says about everything is subtracted from everything."""
+        found = [entry for entry in self.state.log_history if any(k.endswith("/uniform") for k in entry)][
+            -10:
+        ]
+        for stream in (*self.args.retain_streams, *self.args.perturbed_streams):
+            values = [entry[f"{stream}/uniform"] for entry in found if f"{stream}/uniform" in entry]
+            if values and (mean := sum(values) / len(values)) > _UNIFORM:
+                logger.warning(
+                    "the assistant is not uniform on %s (KL %.2g nats, 0 is uniform), so that subtracting it "
+                    "also changes what must stay; train longer or with a higher learning rate, or set "
+                    "training.train_norm: true",
+                    stream,
+                    mean,
+                )

@@ -142,10 +142,14 @@ def load_model(
         options["attn_implementation"] = attn_implementation
     try:
         if is_combined(path):
+            from unlearnkit.models.combined.folders import FolderError
             from unlearnkit.models.combined.modeling_combined import CombinedForCausalLM
 
-            with quiet_peft():
-                made = CombinedForCausalLM.from_pretrained(path, revision=revision, **options)
+            try:
+                with quiet_peft():
+                    made = CombinedForCausalLM.from_pretrained(path, revision=revision, **options)
+            except FolderError as error:
+                raise ModelError(f"{path}: {error}") from error
             return keep_packed_weights(made.eval())
         if is_adapter(path):
             refuse_assistant(path)

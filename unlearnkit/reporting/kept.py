@@ -9,6 +9,9 @@ from typing import Any
 from unlearnkit.reporting.numbers import number, percent
 from unlearnkit.reporting.views import RunView
 
+KEPT_LIMIT = 0.9
+"""The share of the target model's utility that counts as kept."""
+
 
 @dataclass(frozen=True)
 class Kept:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from unlearnkit.reporting.distilled import distilled_from, under_adapter
+from unlearnkit.reporting.kept import KEPT_LIMIT, Kept, kept_ability
 from unlearnkit.reporting.numbers import count
 from unlearnkit.reporting.views import EvalView, RunView
 
@@ -184,15 +185,17 @@ def with_serving(verdict: Verdict, run: RunView) -> Verdict:
     if verdict.code in _FORGOTTEN:
         headline = f"{headline.rstrip('.')}; {words.still.format(them='them')}."
         tone = "mixed" if tone == "good" else tone
-    sentences = (told, *verdict.sentences, *_remedy(verdict, served))
+    sentences = (told, *verdict.sentences, *_remedy(verdict, served, kept_ability(run)))
     return replace(verdict, tone=tone, headline=headline, sentences=sentences)
 
 
-def _remedy(verdict: Verdict, served: Serving) -> list[str]:
+def _remedy(verdict: Verdict, served: Serving, kept: Kept | None) -> list[str]:
     """The remedy that costs no training, where there is something to mend."""
     if verdict.code in ("collapsed", "over_forgotten", "forgotten_utility_lost"):
         size = "smaller"
     elif verdict.code in ("not_forgotten", "weaker_evidence_not_forgotten", "weaker_evidence_partly"):
+        if kept is not None and kept.share < KEPT_LIMIT:
+            return []  # a larger alpha would take more, a smaller one forget less: the assistant must improve
         size = "larger"
     else:
         return []

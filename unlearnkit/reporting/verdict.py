@@ -16,7 +16,7 @@ from unlearnkit.reporting.answers import broken_answers
 from unlearnkit.reporting.attacks import Attack, attacks_of
 from unlearnkit.reporting.evidence import with_evidence
 from unlearnkit.reporting.gaps import why_missing
-from unlearnkit.reporting.kept import Kept, is_of_trained, kept_ability, kept_sentence
+from unlearnkit.reporting.kept import KEPT_LIMIT, Kept, is_of_trained, kept_ability, kept_sentence
 from unlearnkit.reporting.numbers import count, number, p_value, percent
 from unlearnkit.reporting.serving import with_serving
 from unlearnkit.reporting.trained import judge_training
@@ -24,8 +24,6 @@ from unlearnkit.reporting.views import EvalView, Metric, RunView
 
 P_LIMIT = 0.05
 """TOFU's limit (arXiv 2401.06121, section 2.2): above it, the two models cannot be told apart."""
-KEPT_LIMIT = 0.9
-"""The share of the target model's utility that counts as kept."""
 BROKEN_LIMIT = 0.5
 """From this share of empty or repeating answers on, a model counts as collapsed."""
 BROKEN_RISE = 0.25

@@ -110,6 +110,11 @@ class EvaluateDuring(TrainerCallback):  # type: ignore[misc]
             ModelError: the weights will be split over processes.
         """
         self._trainer = trainer
+        if getattr(trainer, "served_kind", None) == "uld":
+            raise RecipeError(
+                "evaluation during training would measure ULD's assistant alone, which remembers; evaluate "
+                "trainer.unlearned_model() after training"
+            )
         plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
         kind = str(trainer.accelerator.distributed_type).rsplit(".", 1)[-1]
         split = "DeepSpeed ZeRO-3" if plugin is not None and plugin.zero_stage == 3 else None

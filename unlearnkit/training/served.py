@@ -67,12 +67,33 @@ class WithTarget:
 
     def model(self, trainer: Any, target: Any = None) -> CombinedForCausalLM:
         """The pair as it is now; the target is loaded where it is only named."""
-        if target is None:
-            target = self._target or load_model(str(self.path), revision=self.revision)
         assistant = trainer.accelerator.unwrap_model(trainer.model)
+        if target is None:
+            target = self._target or self._loaded(assistant)
         return ULDForCausalLM.pair(
             target, assistant, alpha=self.alpha, top_logit_filter=self.top_logit_filter
         )
+
+    def _loaded(self, assistant: Any) -> Any:
+        """The target from where it lies, on the assistant's device; the assistant then stands on it.
+
+        Raises:
+            ModelError: other weights lie there than those that the assistant was made of.
+        """
+        own = assistant.get_base_model()
+        dtype = str(own.dtype).removeprefix("torch.")
+        target = load_model(str(self.path), dtype=dtype, revision=self.revision).to(own.device)
+        if weights_digest(target) != self._digest:
+            raise ModelError(
+                f"the target model in {self.path} has changed since the assistant was made of it; give the "
+                "one that it was made of"
+            )
+        weights = dict(target.named_parameters(remove_duplicate=False))
+        for name, parameter in own.named_parameters():
+            same = weights.get(name.replace(".base_layer", "").replace(".original_module", ""))
+            if same is not None and not parameter.requires_grad and same.dtype == parameter.dtype:
+                parameter.data = same.data
+        return target
 
     def save(self, trainer: Any, folder: Path) -> None:
         """Write the pair: the target's name and the adapter; everything, if the target has no name."""

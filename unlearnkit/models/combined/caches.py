@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+_GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def _kind(cache: Any) -> str:
+    return "/".join(dict.fromkeys([type(cache).__name__, *(type(layer).__name__ for layer in cache.layers)]))
 
 
 def new_layers(networks: Sequence[Any]) -> list[list[Any]]:
@@ -22,8 +28,13 @@ def views(cache: Any, networks: Sequence[Any], sizes: Sequence[int]) -> list[Any
         sizes: each network's number of layers.
 
     Raises:
-        ValueError: a cache with another number of layers.
+        ValueError: a cache with another number of layers, or of another kind than a growing one.
     """
+    if type(cache) is not DynamicCache or any(type(layer) not in _GROWING for layer in cache.layers):
+        raise ValueError(
+            f"networks that are served as one need a DynamicCache of whole keys and values, found "
+            f"{_kind(cache)}; leave out cache_implementation and past_key_values"
+        )
     if cache.get_seq_length() == 0:
         cache.layers[:] = [layer for layers in new_layers(networks) for layer in layers]
         cache.layer_class_to_replicate = None

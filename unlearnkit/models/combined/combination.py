@@ -73,6 +73,9 @@ def combine_each(
     if filtered not in FILTERED:
         raise ValueError(f"filtered is {filtered!r}; use {' or '.join(FILTERED)}")
     first, *others = (torch.log_softmax(_wide(z), dim=-1) for z in logits)
+    # A token that another network rules out (a padded row of its vocabulary): it has no opinion about it.
+    nothing = -math.log(first.shape[-1])
+    others = [logps.masked_fill(logps == -math.inf, nothing) for logps in others]
     kept = kept_tokens(first.detach(), filter_rate) if filter_rate else None
     for weights in several:
         if len(logits) != len(weights):
@@ -86,7 +89,7 @@ def combine_each(
         elif filtered == "removed":
             yield combined.masked_fill(~kept, -math.inf)
         else:
-            yield torch.where(kept, combined, first - sum(weights[1:]) * math.log(first.shape[-1]))
+            yield torch.where(kept, combined, first + sum(weights[1:]) * nothing)
 
 
 def _wide(z: Tensor) -> Tensor:

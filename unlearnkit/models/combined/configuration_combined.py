@@ -65,6 +65,18 @@ def alpha_of(config: CombinedConfig) -> float:
     return float(config.weights[role]) / sign
 
 
+def refuse_other_weights(kind: str, weights: Mapping[str, float]) -> None:
+    """Raises ValueError: weights that are not those of any alpha above 0 (a sign turned round, say)."""
+    alphas = {weights[role] / sign for role, sign in SIGNS[kind].items() if sign is not None}
+    first = next(role for role, sign in SIGNS[kind].items() if sign is None)
+    if weights[first] != 1 or len(alphas) != 1 or not 0 < min(alphas) < float("inf"):
+        told = ", ".join(f"{sign:+g} alpha" if sign else "1" for sign in SIGNS[kind].values())
+        raise ValueError(
+            f"the weights of a combination of kind {kind!r} are {told} with one alpha above 0, found "
+            f"{dict(weights)}; set them so in config.json"
+        )
+
+
 def check_alpha(alpha: float) -> None:
     """Raises ValueError: alpha is not a number above 0."""
     if not 0 < alpha < float("inf"):

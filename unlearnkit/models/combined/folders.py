@@ -43,6 +43,10 @@ _HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 _NOT_FOR_NETWORKS = ("trust_remote_code", "adapter_kwargs", "_from_auto", "code_revision", "subfolder", *_HUB)
 
 
+class FolderError(ValueError):
+    """A folder that does not fit what it refers to, in a sentence that says how to mend it."""
+
+
 def weights_digest(model: Any) -> str:
     """16 hexadecimal digits that name a model's weights by numbers drawn evenly from each of them.
 
@@ -198,6 +202,11 @@ def open_networks(path: str | os.PathLike[str], config: Any, options: dict[str, 
 
 def _named(role: str, source: Mapping[str, Any], hub: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
     """A model that lies elsewhere, and that must have the weights that the change was made for."""
+    if Path(source["path"]).is_absolute() and not Path(source["path"]).is_dir():
+        raise FolderError(
+            f"the {role} model of this folder lay in {source['path']}, which does not exist; write its new "
+            f"place into config.json under sources.{role}.path"
+        )
     access = {key: value for key, value in hub.items() if key != "revision"}
     network = AutoModelForCausalLM.from_pretrained(
         source["path"], revision=source.get("revision"), **access, **own
@@ -210,7 +219,7 @@ def _named(role: str, source: Mapping[str, Any], hub: Mapping[str, Any], own: Ma
             source["path"],
         )
     elif (digest := weights_digest(network)) != source["digest"]:
-        raise ValueError(
+        raise FolderError(
             f"{source['path']} is not the {role} model that this folder was made for (its weights have the "
             f"digest {digest}, expected {source['digest']}); name the right one in config.json under "
             f"sources.{role}.path"

@@ -29,6 +29,7 @@ from .configuration_combined import (
     check_filter,
     config_of,
     refuse_other_vocabularies,
+    refuse_other_weights,
     weights_for,
 )
 from .folders import open_networks, write_full, write_light
@@ -87,8 +88,7 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
                 f"networks are {list(networks)} and weights {list(weights)}; a combination of kind {kind!r} "
                 f"has {list(SIGNS[kind])}, in this order"
             )
-        if next(iter(weights.values())) != 1:
-            raise ValueError(f"the first network's weight must be 1, found {next(iter(weights.values()))}")
+        refuse_other_weights(kind, weights)
         check_filter(top_logit_filter)
         refuse_other_vocabularies(networks)
         adapters = {role: net for role, net in networks.items() if hasattr(net, "merge_and_unload")}
@@ -104,7 +104,7 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         return made
 
     def train(self, mode: bool = True) -> CombinedForCausalLM:
-        """Only networks that are trained have a training mode: the others answer without dropout."""
+        """As in torch, but networks without a parameter to train stay as they answer: without dropout."""
         super().train(mode)
         for network in self.networks.values():
             if not any(p.requires_grad for p in network.parameters()):
@@ -151,7 +151,7 @@ class CombinedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         """
         if input_ids is None:
             raise ValueError("each network has embeddings of its own; give input_ids")
-        if attention_mask is not None and position_ids is None:
+        if attention_mask is not None and attention_mask.dim() == 2 and position_ids is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
         caches: Sequence[Any] = [None] * len(self.networks)
         if use_cache or past_key_values is not None:
