@@ -25,7 +25,7 @@ from unlearnkit.preflight import (
     tokenizer_texts,
     training_args,
 )
-from unlearnkit.preflight_evaluation import check_during, check_evaluation, suite_of
+from unlearnkit.preflight_evaluation import check_during, check_evaluation, note_answers_asked, suite_of
 from unlearnkit.preflight_training import refuse_unfit
 from unlearnkit.recipe import Recipe, load_recipe
 from unlearnkit.run import resolve_path, shown_source
@@ -203,6 +203,7 @@ class _Facts:
         spec = self.recipe.evaluation
         check_during(self.recipe, self.notes.append)
         check_evaluation(self.recipe, self.notes.append)
+        note_answers_asked(self.recipe, self.notes.append)
         suite = suite_of(self.recipe)
         if suite is None:
             console.print("evaluation none" if not spec.also else f"evaluation {', '.join(spec.also)}")

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from unlearnkit.preflight import (
     tokenizer_texts,
     training_args,
 )
-from unlearnkit.preflight_evaluation import check_during, during_suite
+from unlearnkit.preflight_evaluation import check_during, during_suite, note_answers_asked
 from unlearnkit.preflight_training import answers_identity, refuse_unfit
 from unlearnkit.recipe import Recipe, StreamSpec
 from unlearnkit.run import RunDir, claim, device_name, model_identity, peak_memory_bytes, resolve_path
@@ -66,7 +67,11 @@ class Pipeline:
         args = training_args(self.recipe, str(self.run.checkpoints))
         read = streams_read(self.recipe, args)
         check_during(self.recipe)
-        note_retain_term(self.recipe, args, lambda text: self.say(f"{self.recipe.name}: {text}"))
+        for remark in (
+            partial(note_retain_term, self.recipe, args),
+            partial(note_answers_asked, self.recipe),
+        ):
+            remark(lambda text: self.say(f"{self.recipe.name}: {text}"))
         streams = load_streams(self.recipe, read, args=args)
         refuse_unfit(self.recipe, args, streams)
         on_disk = args.documents_on_disk

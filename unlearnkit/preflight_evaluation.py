@@ -118,6 +118,22 @@ def during_suite(recipe: Recipe) -> Suite | None:
     return suite_of(dataclasses.replace(recipe, evaluation=dataclasses.replace(spec, suite=name, data=data)))
 
 
+def note_answers_asked(recipe: Recipe, note: Note) -> None:
+    """Say so where a stream is trained on the very answers that the evaluation asks about."""
+    suite = suite_of(recipe)
+    if suite is None:
+        return
+    asked = {(one.path or suite.root, one.name) for one in suite.data.get("forget", ())}
+    for name, specs in recipe.data.streams.items():
+        for one in specs:
+            columns = set((one.columns or {}).values()) & {"paraphrased_answer", "perturbed_answer"}
+            if columns and (one.path or recipe.data.root, one.name) in asked:
+                note(
+                    f"data.{name} is trained on {min(columns)}, which the evaluation asks about: forget quality "
+                    "will look better than on new wordings; take others for numbers that are to be compared"
+                )
+
+
 def check_during(recipe: Recipe, note: Note | None = None) -> None:
     """Look at the rules, the suite and the data of the evaluation while training, before a model is loaded.
 

@@ -342,3 +342,20 @@ def test_a_recipe_with_a_made_target(tmp_path, monkeypatch):
     assert command(monkeypatch, "run", "uld.yaml", "evaluation=null") == 0
     made = load_model(str(tmp_path / "runs" / "uld" / "model"))
     assert [len(net.model.layers) for net in made.networks.values()] == [1, 1]
+
+
+def test_training_on_what_is_asked_is_said(tmp_path, monkeypatch, capsys, target):
+    """The benchmark's own paraphrases and wrong answers are what forget quality compares."""
+    monkeypatch.chdir(tmp_path)
+    text = ULD.replace("TARGET", str(target)).replace(
+        "suite: forget, max_new_tokens: 4", "suite: tofu, split: forget10"
+    )
+    (tmp_path / "uld.yaml").write_text(text, encoding="utf-8")
+    own = "{name: forget10_perturbed, columns: {answer: perturbed_answer}, per_row: 1}"
+    settings = [f"data.perturbed={own}", "training.perturbed_streams=[perturbed]"]
+    assert command(monkeypatch, "check", "uld.yaml", *settings) == 0
+    assert "data.perturbed is trained on perturbed_answer, which the evaluation asks" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert command(monkeypatch, "check", "uld.yaml") == 0
+    assert "which the evaluation asks" not in capsys.readouterr().out
