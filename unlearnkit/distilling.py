@@ -114,24 +114,40 @@ def distilled_recipe(
             "name one with --set data.retain=FILE"
         )
     answered = {name: f"{name}_answered" for name in sets}
+    further = _further(before)
     training: dict[str, Any] = {key: value for key, value in before.training.items() if key in _CARRIED}
     training |= {"pair": str(run.model.resolve()), **(served or {})}
     for name in SETS:
-        training[f"{name}_streams"] = [name, answered[name]] if name in sets else []
-    first, *others = (*sets, *answered.values())
+        own = [name, answered[name]] if name in sets else []
+        training[f"{name}_streams"] = [*own, *further[name]]
+    read = [stream for name in SETS for stream in training[f"{name}_streams"]]
+    first = sets[0]
     changes: dict[str, Any] = {
         "name": f"{before.name}-distilled", "method": METHOD, "output": None, "needs": [], "serving": None,
         "model.lora": {"r": 32, "alpha": 64}, "training": training, "data.alternates": None,
         "data.truncate": True,
-        **{f"data.{name}": None for name in before.data.streams if name not in sets},
+        **{f"data.{name}": None for name in before.data.streams if name not in read},
         **{f"data.{answered[name]}": {"path": str(answers_file(made.root, name))} for name in sets},
-        "data.mix": {"anchor": first, **{f"{name}_per_{first}": 1 for name in others}},
+        "data.mix": {"anchor": first, **{f"{name}_per_{first}": 1 for name in read if name != first}},
         **{f"evaluation.{key}": nothing for key, nothing in _NOT_EVALUATED.items()},
     }  # fmt: skip
     if before.method != "uld" and (path := _first_network(run.model)) is not None:
         changes["model.path"] = path  # which the run itself may not have trained on
     written = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     return load_recipe(run.recipe, [*written, *settings])
+
+
+def _further(before: Recipe) -> dict[str, list[str]]:
+    """Set -> the other streams that the run read for it: ULD's paraphrases and wrong answers, say.
+
+    What the pair says of these is as much a part of it as what it says of the sets themselves.
+    """
+    settings, streams = before.training, before.data.streams
+    named = {
+        "forget": [*settings.get("remember_streams", ()), *settings.get("perturbed_streams", ())],
+        "retain": settings.get("retain_streams", ()),
+    }
+    return {key: [s for s in names if s in streams and s not in SETS] for key, names in named.items()}
 
 
 def _first_network(model: Path) -> str | None:

@@ -129,8 +129,8 @@ def note_answers_asked(recipe: Recipe, note: Note) -> None:
             columns = set((one.columns or {}).values()) & {"paraphrased_answer", "perturbed_answer"}
             if columns and (one.path or recipe.data.root, one.name) in asked:
                 note(
-                    f"data.{name} is trained on {min(columns)}, which the evaluation asks about: forget quality "
-                    "will look better than on new wordings; take others for numbers that are to be compared"
+                    f"data.{name} is trained on {min(columns)}, which the evaluation asks about: forget "
+                    "quality will look better than on new wordings; take others for numbers to compare"
                 )
 
 
