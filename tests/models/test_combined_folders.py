@@ -209,11 +209,16 @@ def test_the_light_form_opens_and_becomes_the_full_one(light, tmp_path):
     assert written == {**opened.config.sources["target"], "path": "elsewhere"}
 
 
-def test_alpha_is_part_of_the_fingerprint():
+def test_all_that_decides_an_answer_is_in_the_fingerprint():
     model = pair()
-    before = model_fingerprint(model)
+    names = [model_fingerprint(model)]
     model.alpha = 0.5
-    assert model_fingerprint(model) != before
+    names.append(model_fingerprint(model))
+    model.config.top_logit_filter = 0.2
+    names.append(model_fingerprint(model))
+    model.networks["assistant"].config.rms_norm_eps = 0.1
+    names.append(model_fingerprint(model))
+    assert len(set(names)) == 4
 
 
 def test_another_target_is_refused(light, tmp_path):

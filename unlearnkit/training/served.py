@@ -28,13 +28,17 @@ class Served(Protocol):
 
 
 def place_of(model: Any, digest: str) -> str | None:
-    """The folder or hub id where a model lies with the weights that it has now; None where there is none."""
+    """The folder or hub id where a model lies with the weights that it has now; None where there is none.
+
+    One that transformers loaded is read once more, to compare; one that `load_model` loaded is known.
+    """
     path = str(getattr(model, "name_or_path", "") or "")
     if not path:
         return None
     if getattr(model, "loaded_digest", None) != digest:  # not loaded by us, or changed since
         try:
-            if weights_digest(load_model(path)) != digest:
+            revision = getattr(model.config, "_commit_hash", None)
+            if weights_digest(load_model(path, revision=revision)) != digest:
                 return None
         except ModelError:
             return None
@@ -82,7 +86,8 @@ class WithTarget:
         """
         own = assistant.get_base_model()
         dtype = str(own.dtype).removeprefix("torch.")
-        target = load_model(str(self.path), dtype=dtype, revision=self.revision).to(own.device)
+        target = load_model(str(self.path), dtype=dtype, revision=self.revision)
+        target = target if target.device == own.device else target.to(own.device)
         if weights_digest(target) != self._digest:
             raise ModelError(
                 f"the target model in {self.path} has changed since the assistant was made of it; give the "
