@@ -19,6 +19,7 @@ from helpers_runs import NPO, SFT, command, die, files, in_a_process
 from torch import Tensor
 
 from unlearnkit import exporting
+from unlearnkit.errors import DataError
 from unlearnkit.models.load import load_model
 from unlearnkit.training import callbacks
 
@@ -372,6 +373,38 @@ def test_another_pair_is_not_distilled_into_the_same_folder(run: Run, tmp_path: 
     assert code == 2
     assert "out was distilled from another pair (or this one trained again, served otherwise or asked" in err
     assert files(tmp_path) == before
+
+
+def test_the_recipe_of_a_distillation(tmp_path: Path) -> None:
+    """Everything that the pair's run read is distilled; what shaped the assistant is left behind."""
+    from unlearnkit.distilling import distilled_recipe
+    from unlearnkit.run import RunDir
+
+    text = ULD.replace("TARGET", "some/model").replace(
+        "training:",
+        "  paraphrase: {name: forget10, columns: {prompt: paraphrased_question, completion: answer}}\n"
+        "  mix: {anchor: forget, paraphrase_per_forget: 2}\n"
+        "serving: {alpha: 0.5}\ntraining:\n  remember_streams: [forget, paraphrase]\n  bf16: true",
+    )
+    (tmp_path / "recipe.yaml").write_text(text)
+    made = RunDir(tmp_path / "made")
+    found = distilled_recipe(RunDir(tmp_path), made, {"alpha": 0.25}, ["data.mix.retain_per_forget=3"])
+    assert found.training == {
+        "per_device_train_batch_size": 3, "bf16": True, "pair": str(tmp_path / "model"), "alpha": 0.25,
+        "forget_streams": ["forget", "forget_answered", "paraphrase"],
+        "retain_streams": ["retain", "retain_answered"],
+    }  # fmt: skip
+    assert found.data.mix.anchor == "forget"
+    assert found.data.mix.ratios == {
+        "forget_answered": 1, "paraphrase": 1, "retain": 3, "retain_answered": 1,
+    }  # fmt: skip
+    assert found.data.streams["forget_answered"][0].path == str(tmp_path / "made" / "answers_forget.jsonl")
+    assert (found.model.path, found.model.lora) == ("some/model", {"r": 32, "lora_alpha": 64})
+    assert found.serving is None
+    assert found.evaluation.max_new_tokens == 6
+    (tmp_path / "recipe.yaml").write_text(SFT)
+    with pytest.raises(DataError, match=r"has neither data\.forget nor data\.retain, on whose prompts"):
+        distilled_recipe(RunDir(tmp_path), made)
 
 
 def test_where_a_distilled_run_lies(runs: Path) -> None:
