@@ -11,6 +11,8 @@ TITLES = {
     "strip_adapter": "Adapter or assistant taken away",
 }
 """The attacks in the order of the report; any other comes after them, by name."""
+NOT_FOR_ALL = ("strip_adapter",)
+"""Attacks that fit some models only: nobody misses them in a report on another one."""
 EXPLAINED = {
     "relearn": "The model was trained for a few more steps, on a few of the forgotten examples or on other "
     "text. If answers that were not shown come back too, they were hidden and not forgotten.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unlearnkit.reporting.attack_words import TITLES, order_of
+from unlearnkit.reporting.attack_words import NOT_FOR_ALL, TITLES, order_of
 from unlearnkit.reporting.kept import RETAIN_IS_TRAINED, retain_is_trained
 from unlearnkit.reporting.membership import aucs
 from unlearnkit.reporting.serving import served_limit, serving
@@ -112,7 +112,7 @@ def _attacks(runs: Sequence[RunView]) -> list[str]:
             "The runs were not attacked alike: what one of them withstood may not have been tried on another."
         ]
     run_names = ", ".join(TITLES.get(name, name).lower() for name in sorted(of_all, key=order_of))
-    others = [title.lower() for name, title in TITLES.items() if name not in of_all]
+    others = [title.lower() for name, title in TITLES.items() if name not in {*of_all, *NOT_FOR_ALL}]
     untried = f" Not tried: {', '.join(others)}." if others else ""
     return [
         f"The attacks that were run: {run_names}. A stronger attack (more steps, other examples, other "
